@@ -1,0 +1,155 @@
+"""The settings: config.yaml, then the file given with --config, then the command line."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from fracture.errors import InputError
+
+DEFAULT_FILE = Path(__file__).resolve().parent.parent / "config.yaml"
+
+Fit = Literal["squash", "letterbox"]
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "bfloat16"]
+SelectBy = Literal["val_accuracy", "val_loss"]
+WandbMode = Literal["auto", "online", "offline", "disabled"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting's name, type and range; config.yaml holds the values and the meanings.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    data_root: str
+    split_dir: str
+    cache_dir: str
+    fractions: tuple[float, float, float]
+    positive_class: str
+    run: str | None
+    backbone: str
+    weights: str
+    image_size: int
+    fit: Fit
+    epochs: int
+    batch_size: int
+    lr: float
+    dropout: float
+    select_by: SelectBy
+    seed: int
+    device: Device
+    precision: Precision
+    workers: int
+    wandb_mode: WandbMode
+    wandb_project: str
+
+    def __post_init__(self) -> None:
+        shares = self.fractions
+        for name, fits, allowed in (
+            (
+                "fractions",
+                min(shares) > 0 and abs(sum(shares) - 1) < 1e-6,
+                "shares that add up to 1",
+            ),
+            ("run", self.run is None or Path(self.run).name == self.run, "a plain folder name"),
+            ("image_size", 32 <= self.image_size <= 2048, "32 to 2048"),
+            ("epochs", self.epochs >= 1, "1 or more"),
+            ("batch_size", self.batch_size >= 1, "1 or more"),
+            ("lr", 0 < self.lr < float("inf"), "a number greater than 0"),
+            ("dropout", 0 <= self.dropout < 1, "0 or more, less than 1"),
+            ("seed", 0 <= self.seed < 2**32, "0 to 4294967295"),
+            ("workers", 0 <= self.workers <= 256, "0 to 256"),
+        ):
+            if not fits:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
+
+
+def settings_parser(description: str | None, arguments: str = "") -> ArgumentParser:
+    """A parser with a flag for every setting; a script may add arguments of its own.
+
+    What --help says of a setting is the comment on its line in config.yaml.
+
+    Args:
+        description: the script's docstring.
+        arguments: the script's own arguments as its usage line shows them.
+    """
+    meanings = dict(re.findall(r"^(\w+):.*?  # (.+)$", DEFAULT_FILE.read_text(), re.MULTILINE))
+    parser = ArgumentParser(
+        description=description,
+        usage=f"%(prog)s {arguments}[--config FILE] [--SETTING VALUE ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="settings that differ from config.yaml's")
+    for name, kind in get_type_hints(Config).items():
+        help_text = f"{meanings.get(name, name)} [%(default)s]"
+        parser.add_argument(f"--{name}", metavar="", type=kind, help=help_text)
+    return parser
+
+
+def parse_settings(
+    parser: ArgumentParser, arguments: list[str] | None = None
+) -> tuple[Config, Namespace]:
+    """Read the settings from their three places; later ones win.
+
+    Args:
+        parser: from `settings_parser`.
+        arguments: the command line; None takes the process's own.
+
+    Returns:
+        The settings, and all that was parsed, with the script's own arguments.
+
+    Raises:
+        InputError: a key is unknown or missing, or a value has the wrong type or range. The
+            message names the file (or the command line), the key and what is allowed.
+    """
+    only_config = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    only_config.add_argument("--config")
+    source = "command line"
+    try:
+        chosen = only_config.parse_known_args(arguments)[0].config
+        # Place by place, so that a message can say where the fault stands.
+        for source in [str(DEFAULT_FILE), chosen] if chosen else [str(DEFAULT_FILE)]:
+            parsed = parser.parse_object(_read_yaml(Path(source)))
+            parser.set_defaults(vars(_config(parsed)))
+        source = "command line"
+        parsed = parser.parse_args(arguments)
+        return _config(parsed), parsed
+    except (ArgumentError, ValueError, OSError, yaml.YAMLError) as error:
+        # jsonargparse's several lines in Python's terms, as one line in the reader's.
+        text = " ".join(str(error).split())
+        for pattern, plain in (
+            (r'^Parser key "(\w+)":', r"\1:"),
+            (r"(?:a )?typing\.Literal\[([^]]+)\]", r"one of \1"),
+            (r"<class '(\w+)'>", r"\1"),
+        ):
+            text = re.sub(pattern, plain, text)
+        raise InputError(f"{source}: {text}") from error
+
+
+def _config(parsed: Namespace) -> Config:
+    return Config(**{field.name: parsed[field.name] for field in fields(Config)})
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError("expected lines of the form 'name: value'")
+    names = [field.name for field in fields(Config)]
+    for key in values:
+        if key not in names:
+            near = get_close_matches(str(key), names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the settings are: {', '.join(names)}"
+            raise ValueError(f"unknown setting {key!r}; {hint}")
+    return values

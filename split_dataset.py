@@ -1,0 +1,136 @@
+"""Split FracAtlas into ImageFolder directories: train, val and test, with a record of every file.
+
+    python split_dataset.py --data_root FracAtlas     # -> data/split
+    python split_dataset.py --seed 1 --split_dir data/split-1
+
+Every file is decoded once; what cannot be decoded is left out and named in manifest.csv. Files
+with the same bytes stay together. The same files and seed give the same split on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from fracture.config import Config, parse_settings, settings_parser
+from fracture.errors import InputError, exit_status
+
+if __name__ == "__main__":
+    with exit_status():
+        PARSER = settings_parser(__doc__, "[--force] ")
+        PARSER.add_argument("--force", action="store_true", help="replace an existing split")
+        CONFIG, ARGUMENTS = parse_settings(PARSER)
+
+from tqdm import tqdm
+
+from fracture.fracatlas import find_radiographs
+from fracture.images import inspect
+from fracture.manifest import FILE_NAME, SPLITS, Row, write_manifest
+
+
+def main(config: Config, force: bool) -> None:
+    data_root, split_dir = Path(config.data_root), Path(config.split_dir)
+    if split_dir.exists() and not force:
+        raise InputError(
+            f"{split_dir} exists; replace it with --force, or pass another --split_dir"
+        )
+    if split_dir.exists() and not (split_dir / FILE_NAME).is_file():
+        raise InputError(f"{split_dir} is no split (there is no {FILE_NAME} in it): not replaced")
+    rows = assign_splits(read_rows(data_root), config.fractions, config.seed)
+    write_split(rows, data_root, split_dir)
+    print_flow(rows)
+    print(f"\nsplit in {split_dir}, every file's fate in {split_dir / FILE_NAME}")
+    print("next: python train.py")
+
+
+def read_rows(data_root: Path) -> list[Row]:
+    """A row for every file of the source, each decoded once; the undecodable are excluded."""
+    radiographs = find_radiographs(data_root)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow and hashlib release Python's lock
+        findings = pool.map(inspect, [radiograph.path for radiograph in radiographs])
+        bar = tqdm(findings, "reading", len(radiographs), unit=" images", disable=None)
+        return [
+            Row(r.image, r.label, "excluded" if fault else "", sha256[:16], fault, sha256)
+            for r, (sha256, fault) in zip(radiographs, bar, strict=True)
+        ]
+
+
+def assign_splits(rows: Sequence[Row], fractions: Sequence[float], seed: int) -> list[Row]:
+    """Give every row that is not excluded a split: whole groups, stratified by class.
+
+    Groups are taken in the order of a hash of the seed and their name, which depends on no
+    library's random numbers and on no file order; the first 80 % of a class are train, and so on.
+
+    Args:
+        rows: `split` is "excluded" or still "".
+        fractions: shares of train, val and test.
+        seed: another seed, another split.
+
+    Returns:
+        The rows in the same order.
+    """
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.split != "excluded":
+            groups[row.group].append(row)
+    strata: dict[str, list[str]] = defaultdict(list)
+    for group, members in groups.items():
+        strata[min(row.label for row in members)].append(group)
+    split_of = {}
+    for names in strata.values():
+        names.sort(key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+        total, placed = sum(len(groups[name]) for name in names), 0
+        for name in names:
+            middle = (placed + len(groups[name]) / 2) / total
+            cuts = fractions[0], fractions[0] + fractions[1]
+            split_of[name] = SPLITS[sum(middle >= cut for cut in cuts)]
+            placed += len(groups[name])
+    return [replace(row, split=row.split or split_of[row.group]) for row in rows]
+
+
+def write_split(rows: Sequence[Row], data_root: Path, split_dir: Path) -> None:
+    """Build the folders beside `split_dir` and rename them into place: never a half split."""
+    split_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=split_dir.parent, prefix=f".{split_dir.name}-") as scratch:
+        new = Path(scratch) / "new"
+        for row in rows:
+            if row.split != "excluded":
+                target = new / row.place
+                target.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy((data_root / row.image).resolve(), target)
+        write_manifest(new / FILE_NAME, rows)
+        if split_dir.exists():
+            split_dir.rename(Path(scratch) / "old")
+        new.rename(split_dir)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)  # costs no disk
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+def print_flow(rows: Sequence[Row]) -> None:
+    """Say where the files went, by class, and why some were excluded."""
+    classes = sorted({row.label for row in rows})
+    counts = Counter((row.split, row.label) for row in rows)
+    print(f"{'':10}{'images':>8}" + "".join(f"{name:>16}" for name in classes))
+    for split in (*SPLITS, "excluded"):
+        by_class = [counts[split, name] for name in classes]
+        print(f"{split:10}{sum(by_class):8,}" + "".join(f"{count:16,}" for count in by_class))
+    if excluded := [Path(row.image).name for row in rows if row.split == "excluded"]:
+        named = ", ".join(excluded[:3]) + (", ..." if len(excluded) > 3 else "")
+        print(f"\nleft out because they cannot be decoded: {len(excluded)} files ({named})")
+
+
+if __name__ == "__main__":
+    with exit_status():
+        main(CONFIG, ARGUMENTS.force)

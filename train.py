@@ -1,0 +1,153 @@
+"""Train a 2-unit head on a frozen EfficientNet, and keep the epoch that validates best.
+
+    python train.py                                    # EfficientNet-B6, ImageNet weights
+    python train.py --backbone efficientnet-lite0 --lr 3e-4
+
+Each image passes the frozen backbone once, and its features stay in the cache; the epochs run on
+those. Everything about a run goes into runs/NAME/, and to wandb.
+
+The protocol is that of arXiv 2406.15958: 224 x 224 pixels squashed, ImageNet mean and deviation,
+batches of 16, Adam at 0.001, cross-entropy, 20 epochs, best epoch by validation accuracy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from fracture.config import Config, SelectBy, parse_settings, settings_parser
+from fracture.errors import InputError, exit_status
+
+if __name__ == "__main__":
+    with exit_status():  # before the slow imports: --help and a wrong setting answer at once
+        CONFIG, _ = parse_settings(settings_parser(__doc__))
+
+import torch
+import yaml
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from fracture.checkpoint import new_run, save_checkpoint, set_latest
+from fracture.features import Recipe, cached_features, pick_device
+from fracture.manifest import read_split
+from fracture.model import Head, find_weights
+from fracture.tracking import start_tracking
+
+Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+
+
+def main(config: Config) -> None:
+    # All that can be wrong is looked at before anything slow begins.
+    split = read_split(Path(config.split_dir), "train", "val")
+    if config.positive_class not in split.classes:
+        raise InputError(f"positive_class is {config.positive_class!r}; allowed: {split.classes}")
+    folder = new_run(config.run, config.backbone)
+    device, precision = pick_device(config.device, config.precision)
+    weights = find_weights(config.backbone, config.weights, config.seed)
+    if weights.path is None:
+        print("WARNING: the backbone's weights are random: good for timing, not for results")
+
+    recipe = Recipe(config.backbone, weights, config.image_size, config.fit, precision)
+    features, rows, unreadable = cached_features(
+        split, recipe, Path(config.cache_dir), config.batch_size, config.workers, device
+    )
+    for row, reason in unreadable.items():
+        print(f"set aside, unreadable: {row.image}: {reason}")
+    labels = torch.tensor([split.classes.index(row.label) for row in rows])
+    is_train = torch.tensor([row.split == "train" for row in rows])
+    train_set = features[is_train], labels[is_train]
+    val_set = features[~is_train], labels[~is_train]
+
+    # The head trains on the CPU: a GPU gains nothing on steps this small, and this is repeatable.
+    torch.manual_seed(config.seed)
+    head = Head(features.shape[1], config.dropout)
+    optimizer = torch.optim.Adam(head.parameters(), lr=config.lr)
+    trainable = sum(parameter.numel() for parameter in head.parameters())
+    print(f"head: {trainable:,} parameters, {is_train.sum():,} images to train on")
+
+    folder.mkdir(parents=True)
+    settings = asdict(config)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    constants = {
+        "settings": settings,
+        "weights": weights.source,
+        "recipe": recipe.describe(),
+        "classes": split.classes,
+        "positive_class": config.positive_class,
+        "manifest_sha256": split.sha256,
+    }
+    with start_tracking(config.wandb_mode, config.wandb_project, folder, settings) as tracker:
+        best: dict[str, float] = {}
+        print(f"\n{'epoch':>5}{'train loss':>12}{'val loss':>10}{'val accuracy':>14}")
+        for epoch in range(1, config.epochs + 1):
+            # Seeded anew, so that epoch 7's order and dropout do not depend on how 1 to 6 were run.
+            torch.manual_seed(config.seed + epoch)
+            train_loss = train_epoch(head, shuffled(*train_set, config.batch_size), optimizer)
+            val_loss, val_accuracy = validate(head, *val_set)
+            figures = {"train_loss": train_loss, "val_loss": val_loss, "val_accuracy": val_accuracy}
+            is_best = not best or rank(figures, config.select_by) > rank(best, config.select_by)
+            if is_best:
+                best = {"epoch": epoch, **figures}
+            state = {"epoch": epoch, "head": head.state_dict(), "optimizer": optimizer.state_dict()}
+            for name in ("last.pt", "best.pt") if is_best else ("last.pt",):
+                save_checkpoint(folder / name, {**constants, **state, "best": best})
+            mark = "  best" if is_best else ""
+            print(f"{epoch:5}{train_loss:12.4f}{val_loss:10.4f}{val_accuracy:14.4f}{mark}")
+            with (folder / "history.jsonl").open("a") as file:
+                file.write(json.dumps({"epoch": epoch, **figures, "best": is_best}) + "\n")
+            tracker.log({"epoch": epoch, **figures})
+        tracker.summary.update({f"best_{name}": value for name, value in best.items()})
+    set_latest(folder)
+    print(f"\nbest epoch {best['epoch']}: validation accuracy {best['val_accuracy']:.4f}")
+    print(f"run in {folder}\nnext: python infer.py")
+
+
+def shuffled(features: torch.Tensor, labels: torch.Tensor, batch_size: int) -> Batches:
+    """Batches in a new random order, from torch's global generator; the last may be short."""
+    for index in torch.randperm(len(labels)).split(batch_size):
+        yield features[index], labels[index]
+
+
+def train_epoch(model: nn.Module, batches: Batches, optimizer: torch.optim.Optimizer) -> float:
+    """One pass of gradient steps, on features for a head or on images for a whole classifier.
+
+    Returns:
+        The mean cross-entropy over the images (not over batches: the last one may be short).
+
+    Raises:
+        InputError: the loss is not finite.
+    """
+    model.train()
+    total, count = 0.0, 0
+    for step, (inputs, labels) in enumerate(batches):
+        loss = cross_entropy(model(inputs), labels)
+        if not math.isfinite(loss.item()):
+            raise InputError(f"the loss is {loss.item()} at step {step}; try a smaller lr")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item() * len(labels)
+        count += len(labels)
+    return total / count
+
+
+@torch.inference_mode()
+def validate(head: Head, features: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy."""
+    logits = head.eval()(features)
+    correct = int((logits.argmax(1) == labels).sum())
+    return cross_entropy(logits, labels).item(), correct / len(labels)
+
+
+def rank(figures: dict[str, float], select_by: SelectBy) -> tuple[float, float]:
+    """What makes an epoch better: the chosen figure, then the other; of equals the first stays."""
+    accuracy, loss = figures["val_accuracy"], figures["val_loss"]
+    return (accuracy, -loss) if select_by == "val_accuracy" else (-loss, accuracy)
+
+
+if __name__ == "__main__":
+    with exit_status():
+        main(CONFIG)
