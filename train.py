@@ -34,7 +34,7 @@ from fracture.checkpoint import new_run, save_checkpoint, set_latest
 from fracture.features import Recipe, cached_features, pick_device
 from fracture.manifest import read_split
 from fracture.model import Head, find_weights
-from fracture.tracking import start_tracking
+from fracture.tracking import pick_mode, start_tracking
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
@@ -46,6 +46,7 @@ def main(config: Config) -> None:
         raise InputError(f"positive_class is {config.positive_class!r}; allowed: {split.classes}")
     folder = new_run(config.run, config.backbone)
     device, precision = pick_device(config.device, config.precision)
+    wandb_mode = pick_mode(config.wandb_mode)
     weights = find_weights(config.backbone, config.weights, config.seed)
     if weights.path is None:
         print("WARNING: the backbone's weights are random: good for timing, not for results")
@@ -79,7 +80,7 @@ def main(config: Config) -> None:
         "positive_class": config.positive_class,
         "manifest_sha256": split.sha256,
     }
-    with start_tracking(config.wandb_mode, config.wandb_project, folder, settings) as tracker:
+    with start_tracking(wandb_mode, config.wandb_project, folder, settings) as tracker:
         best: dict[str, float] = {}
         print(f"\n{'epoch':>5}{'train loss':>12}{'val loss':>10}{'val accuracy':>14}")
         for epoch in range(1, config.epochs + 1):

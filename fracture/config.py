@@ -12,7 +12,7 @@ from typing import Any, Literal, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from fracture.errors import InputError
+from fracture.errors import InputError, one_line
 
 DEFAULT_FILE = Path(__file__).resolve().parent.parent / "config.yaml"
 
@@ -128,7 +128,7 @@ def parse_settings(
         return _config(parsed), parsed
     except (ArgumentError, ValueError, OSError, yaml.YAMLError) as error:
         # jsonargparse's several lines in Python's terms, as one line in the reader's.
-        text = " ".join(str(error).split())
+        text = one_line(error)
         for pattern, plain in (
             (r'^Parser key "(\w+)":', r"\1:"),
             (r"(?:a )?typing\.Literal\[([^]]+)\]", r"one of \1"),

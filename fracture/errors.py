@@ -12,6 +12,11 @@ class InputError(Exception):
     """The user's input is wrong. The message is one line: what, where, and what to do about it."""
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, without its line breaks; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 @contextmanager
 def exit_status() -> Iterator[None]:
     """Turn `InputError` and Ctrl-C into one line on stderr; a bug keeps its traceback."""

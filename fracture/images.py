@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from fracture.config import Fit
+from fracture.errors import one_line
 
 # Part of the features' key: raise it with every change to what load_image returns.
 PREPROCESSING_VERSION = 1
@@ -35,7 +36,7 @@ def inspect(path: Path) -> tuple[str, str]:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
     except UNREADABLE as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
     return hashlib.sha256(content).hexdigest(), reason
 
 
@@ -79,8 +80,8 @@ class ImageFiles(Dataset):
         try:
             return index, torch.from_numpy(load_image(self.paths[index], self.size, self.fit)), ""
         except UNREADABLE as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            return index, torch.zeros(self.size, self.size, dtype=torch.uint8), reason
+            black = torch.zeros(self.size, self.size, dtype=torch.uint8)
+            return index, black, one_line(error)
 
 
 def image_loader(

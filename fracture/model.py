@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fracture.errors import InputError
+from fracture.errors import InputError, one_line
 
 # Mean and deviation of ImageNet for the standard weights; AdvProp's were trained on x * 2 - 1
 # (Xie et al., "Adversarial Examples Improve Image Recognition", CVPR 2020, and its released code).
@@ -174,7 +174,6 @@ def _downloaded(name: str, weights: str) -> Path:
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            print(f"downloading {url}")
             torch.hub.download_url_to_file(url, str(path), _hash_in_name(path))
         except (OSError, RuntimeError) as error:  # no network; not the file that its name says
             raise InputError(
@@ -198,6 +197,6 @@ def build_backbone(name: str, image_size: int, weights: Weights) -> Backbone:
             ours = {key: value for key, value in state.items() if not key.startswith("_fc.")}
             backbone.net.load_state_dict(ours)
         except (RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
+            reason = one_line(error)[:80]  # torch names every one of hundreds of missing tensors
             raise InputError(f"{weights.path} holds no weights of {name}: {reason}") from error
     return backbone

@@ -1,0 +1,73 @@
+"""What several tests share: drawn radiographs, random weights, scripts as a person runs them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fracture.demo import draw_data_set
+from fracture.model import Backbone
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL = Path(os.environ.get("FRACATLAS", ROOT.parent / "shared" / "FracAtlas"))
+
+# Two threads a process whatever the machine has, so that sums are taken in one order everywhere.
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """FracAtlas itself, where it lies beside the project or where FRACATLAS says."""
+    if not (REAL / "images").is_dir():
+        pytest.skip("needs the real FracAtlas: set FRACATLAS to its folder")
+    return REAL
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set of drawn radiographs in FracAtlas' layout."""
+    root = tmp_path_factory.mktemp("drawn") / "FracAtlas"
+    draw_data_set(root, count=80, seed=1)
+    return root
+
+
+def run_script(
+    cwd: Path, name: str, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of the project as a newcomer would: no terminal, no home, no wandb account."""
+    hidden = ("WANDB_", "NETRC", "HOME", "PYTHONDONTWRITEBYTECODE")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
+    return subprocess.run(
+        [sys.executable, str(ROOT / name), *arguments],
+        cwd=cwd,
+        env={**kept, "HOME": str(cwd), **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="session")
+def b6_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """EfficientNet-B6 with RANDOM weights, as a file that the setting `weights` takes.
+
+    Its BatchNorm statistics come from one train-mode pass: with their initial values the
+    activations of a random network die out on the way.
+    """
+    torch.manual_seed(0)
+    net = Backbone("efficientnet-b6", 224, "imagenet").net
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the statistics of the passes seen, not a moving average
+    torch.nn.Module.train(net)
+    with torch.no_grad():
+        net.extract_features(torch.randn(8, 3, 224, 224))
+    path = tmp_path_factory.mktemp("weights") / "random-b6.pth"
+    torch.save(net.state_dict(), path)
+    return path

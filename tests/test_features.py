@@ -1,0 +1,212 @@
+"""Each image passes the backbone once, and training on the result is the textbook's training."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from fracture.features import FeatureCache, Recipe, cached_features, pick_device
+from fracture.images import load_image
+from fracture.manifest import Row, Split, read_split
+from fracture.model import Backbone, Head, build_backbone, feature_width, find_weights
+from split_dataset import assign_splits, read_rows, write_split
+from train import shuffled, train_epoch
+
+CPU = torch.device("cpu")
+LITE = "efficientnet-lite0"
+RECIPE = Recipe(LITE, find_weights(LITE, "imagenet", 0), 64, "squash", "float32")
+
+
+@pytest.fixture(scope="session")
+def split_dir(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "split"
+    write_split(assign_splits(read_rows(drawn), (0.8, 0.1, 0.1), seed=42), drawn, folder)
+    return folder
+
+
+@pytest.fixture
+def split(split_dir: Path) -> Split:
+    """Twenty images of the training split, no two with the same bytes."""
+    whole = read_split(split_dir, "train")
+    distinct = list({row.sha256: row for row in whole.rows}.values())
+    return dataclasses.replace(whole, rows=distinct[:20])
+
+
+@pytest.fixture
+def passed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all batches that pass a backbone."""
+    sizes: list[int] = []
+    forward = Backbone.forward
+
+    def counted(self: Backbone, images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(Backbone, "forward", counted)
+    return sizes
+
+
+def features_of(
+    split: Split, cache: Path, recipe: Recipe = RECIPE, batch_size: int = 8
+) -> tuple[torch.Tensor, list[Row], dict[Row, str]]:
+    return cached_features(split, recipe, cache, batch_size, 0, CPU)
+
+
+def copied(split: Split, folder: Path) -> Split:
+    """The split with its files as copies of their own, so that a test may change them."""
+    for row in split.rows:
+        (folder / row.place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / row.place).write_bytes((split.folder / row.place).read_bytes())
+    return dataclasses.replace(split, folder=folder)
+
+
+def test_a_warm_cache_opens_no_image_and_runs_no_backbone(
+    split: Split, tmp_path: Path, passed: list[int]
+) -> None:
+    cold, rows, _ = features_of(split, tmp_path)
+    assert sum(passed) == len(split.rows) == 20
+    passed.clear()
+    nowhere = dataclasses.replace(split, folder=tmp_path / "nowhere")
+    warm, warm_rows, unreadable = features_of(nowhere, tmp_path)
+    assert passed == []
+    assert unreadable == {}
+    assert warm_rows == rows == split.rows
+    assert torch.equal(warm, cold)
+
+
+def test_only_new_images_pass_the_backbone(split: Split, tmp_path: Path, passed: list[int]) -> None:
+    fewer = dataclasses.replace(split, rows=split.rows[1:])
+    features_of(fewer, tmp_path)
+    passed.clear()
+    features_of(split, tmp_path)
+    assert passed == [1]
+
+
+def test_copies_pass_the_backbone_once(split: Split, tmp_path: Path, passed: list[int]) -> None:
+    twice = dataclasses.replace(split, rows=[row for row in split.rows for _ in range(2)])
+    features, _, _ = features_of(twice, tmp_path)
+    assert sum(passed) == len(split.rows)
+    assert torch.equal(features[::2], features[1::2])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_size": 96},
+        {"fit": "letterbox"},
+        {"precision": "bfloat16"},
+        {"weights": find_weights(LITE, "none", 0)},
+        {"backbone": "efficientnet-b0", "weights": find_weights("efficientnet-b0", "none", 0)},
+    ],
+)
+def test_another_recipe_never_reads_these_features(
+    split: Split, tmp_path: Path, passed: list[int], change: dict
+) -> None:
+    features_of(split, tmp_path)
+    passed.clear()
+    features_of(split, tmp_path, dataclasses.replace(RECIPE, **change))
+    assert sum(passed) == len(split.rows)
+
+
+def test_a_flipped_bit_is_noticed_and_mended(
+    split: Split, tmp_path: Path, passed: list[int]
+) -> None:
+    whole, _, _ = features_of(split, tmp_path)
+    file = FeatureCache(tmp_path, RECIPE).file
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 16
+    file.write_bytes(content)
+    passed.clear()
+    mended, _, _ = features_of(split, tmp_path)
+    assert passed == [1]
+    torch.testing.assert_close(mended, whole, rtol=1e-4, atol=1e-4)
+    passed.clear()
+    features_of(split, tmp_path)
+    assert passed == []
+
+
+def test_a_torn_write_costs_its_own_image_only(
+    split: Split, tmp_path: Path, passed: list[int]
+) -> None:
+    features_of(split, tmp_path)
+    file = FeatureCache(tmp_path, RECIPE).file
+    file.write_bytes(file.read_bytes()[:-100])
+    passed.clear()
+    features_of(split, tmp_path)
+    features_of(split, tmp_path)
+    assert passed == [1]
+
+
+def test_unreadable_images_are_named_and_left_out(split: Split, tmp_path: Path) -> None:
+    own = copied(split, tmp_path / "own")
+    (own.folder / own.rows[3].place).write_bytes(b"no image")
+    features, rows, unreadable = features_of(own, tmp_path / "cache")
+    assert rows == [row for i, row in enumerate(split.rows) if i != 3]
+    assert len(features) == len(rows)
+    assert list(unreadable) == [split.rows[3]]
+    assert "cannot identify" in unreadable[split.rows[3]]
+
+
+def test_the_batch_size_of_the_pass_does_not_matter(split: Split, tmp_path: Path) -> None:
+    one, _, _ = features_of(split, tmp_path / "a", batch_size=3)
+    other, _, _ = features_of(split, tmp_path / "b", batch_size=20)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_training_on_cached_features_is_the_textbook_loop_over_images(
+    split: Split, tmp_path: Path, b6_weights: Path
+) -> None:
+    """EfficientNet-B6, random weights: same head weights, batch order and dropout, the same head.
+
+    The textbook's loop decodes every image in every epoch and runs the whole network on it.
+    """
+    name, few = "efficientnet-b6", dataclasses.replace(split, rows=split.rows[:10])
+    recipe = Recipe(name, find_weights(name, str(b6_weights), 0), 224, "squash", "float32")
+    labels = torch.tensor([few.classes.index(row.label) for row in few.rows])
+    epochs, batch_size = 3, 4
+
+    features, _, _ = features_of(few, tmp_path, recipe)
+    torch.manual_seed(7)
+    ours = Head(feature_width(name), 0.5)
+    optimizer = torch.optim.Adam(ours.parameters(), lr=0.001)
+    for epoch in range(epochs):
+        torch.manual_seed(epoch)
+        train_epoch(ours, shuffled(features, labels, batch_size), optimizer)
+
+    backbone = build_backbone(name, 224, recipe.weights)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    torch.manual_seed(7)
+    theirs = Head(feature_width(name), 0.5)
+    start = theirs.linear.weight.clone()
+    classifier = torch.nn.Sequential(backbone, theirs)
+    optimizer = torch.optim.Adam((p for p in classifier.parameters() if p.requires_grad), lr=0.001)
+    for epoch in range(epochs):
+        torch.manual_seed(epoch)
+        classifier.train()
+        for index in torch.randperm(len(labels)).split(batch_size):
+            films = [load_image(few.folder / few.rows[i].place, 224, "squash") for i in index]
+            optimizer.zero_grad()
+            loss = cross_entropy(classifier(torch.from_numpy(np.stack(films))), labels[index])
+            loss.backward()
+            optimizer.step()
+
+    assert (ours.linear.weight - start).abs().max() > 1e-3
+    torch.testing.assert_close(ours.linear.weight, theirs.linear.weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.linear.bias, theirs.linear.bias, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    assert pick_device("auto", "auto") == (CPU, "float32")
+    assert pick_device("cpu", "bfloat16") == (CPU, "bfloat16")
+    from fracture.errors import InputError
+
+    with pytest.raises(InputError, match="allowed: auto, cpu"):
+        pick_device("cuda", "auto")

