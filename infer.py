@@ -83,7 +83,8 @@ def main(config: Config, files: Sequence[str]) -> None:
         for row, reason in unreadable.items():
             writer.writerow([row.image, row.label, "", "", f"unreadable: {reason}"])
     print_figures(figures, model)
-    print(f"\nresults in {results}: metrics.json, predictions.csv")
+    accuracy = f"{figures['accuracy']['value']:.4f}" if rows else "undefined"
+    print(f"\ntest accuracy {accuracy}; metrics.json and predictions.csv in {results}")
 
 
 @dataclass(frozen=True)
