@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test clean
+.PHONY: demo test
 
 demo: .venv/ready
 	$(RUN) -m fracture.demo data/demo/FracAtlas
@@ -27,6 +27,3 @@ test: .venv/ready
 	$(RUN) -m pip install --quiet uv
 	$(RUN) -m uv pip install --quiet --python $(RUN) -r requirements.txt -r requirements-dev.txt
 	touch $@
-
-clean:
-	rm -rf data/demo cache runs .venv

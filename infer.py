@@ -31,9 +31,9 @@ from PIL import Image
 
 from fracture.checkpoint import find_run, load_checkpoint
 from fracture.features import Recipe, backbone_pass, cached_features, pick_device
-from fracture.manifest import read_split
+from fracture.manifest import FILE_NAME, Split, read_manifest, read_split
 from fracture.metrics import evaluate
-from fracture.model import NORMALISATION, Head, feature_width, find_weights
+from fracture.model import Head, feature_width, find_weights
 
 THRESHOLD = 0.5  # the protocol's: the more probable class
 
@@ -44,27 +44,25 @@ def main(config: Config, files: Sequence[str]) -> None:
     checkpoint = load_checkpoint(folder / "best.pt")
     device, precision = pick_device(config.device, config.precision)
     model = restore(checkpoint, config.weights, precision)
-    print(f"{folder}: {model.recipe.backbone}, {checkpoint['weights']} weights, best epoch of run")
     execution = (config.batch_size, config.workers, device)
+    backbone, weights = model.recipe.backbone, checkpoint["weights"].replace("none", "RANDOM")
+    print(f"run {folder.name}, epoch {checkpoint['epoch']}: {backbone}, {weights} weights")
     if paths:
         print_predictions(model, paths, *execution)
         return
 
-    split = read_split(Path(config.split_dir), "test")
-    if split.sha256 != checkpoint["manifest_sha256"]:
-        raise InputError(
-            f"{folder} was trained on another split than {config.split_dir}, so these test images "
-            f"may have trained it; pass --split_dir {checkpoint['settings']['split_dir']}"
-        )
+    split = own_split(checkpoint, Path(config.split_dir))
     features, rows, unreadable = cached_features(
         split, model.recipe, Path(config.cache_dir), *execution
     )
+    if not rows:
+        raise InputError(f"{split.folder}: no test image can be read")
     p_positive = model.p_positive(features)
     is_positive = np.array([row.label == model.positive for row in rows])
     figures = evaluate(is_positive, p_positive, THRESHOLD)
     origin = {
         "run": folder.name,
-        "backbone": model.recipe.backbone,
+        "backbone": backbone,
         "weights": checkpoint["weights"],
         "best_epoch": checkpoint["epoch"],
         "positive_class": model.positive,
@@ -77,14 +75,35 @@ def main(config: Config, files: Sequence[str]) -> None:
     (results / "metrics.json").write_text(json.dumps(figures | origin, indent=2) + "\n")
     with (results / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image", "label", "p_fractured", "predicted", "note"])
+        writer.writerow(["image", "label", model.column, "predicted", "note"])
         for row, p in zip(rows, p_positive, strict=True):
             writer.writerow([row.image, row.label, f"{p:.6f}", model.decide(p), ""])
         for row, reason in unreadable.items():
             writer.writerow([row.image, row.label, "", "", f"unreadable: {reason}"])
     print_figures(figures, model)
-    accuracy = f"{figures['accuracy']['value']:.4f}" if rows else "undefined"
-    print(f"\ntest accuracy {accuracy}; metrics.json and predictions.csv in {results}")
+    if unreadable:
+        print(f"\nleft out as unreadable: {len(unreadable)}, named in predictions.csv")
+    print(f"\ntest accuracy {figures['accuracy']['value']:.4f}")
+    print(f"metrics.json and predictions.csv are in {results}")
+
+
+def own_split(checkpoint: dict[str, Any], split_dir: Path) -> Split:
+    """The test images of the split that a run was trained on: as configured now, or as then.
+
+    Raises:
+        InputError: neither place holds that split; another's test images may have trained the run.
+    """
+    then = Path(checkpoint["settings"]["split_dir"])
+    for folder in (split_dir, then):
+        found = (folder / FILE_NAME).is_file() and read_manifest(folder)[1]
+        if found == checkpoint["manifest_sha256"]:
+            if folder != split_dir:
+                print(f"{split_dir} is not this run's split; its own is {folder}, tested here")
+            return read_split(folder, "test")
+    raise InputError(
+        f"neither {split_dir} nor {then} holds the split that this run was trained on; make it "
+        "again with its seed and data, or pass --split_dir, or train again"
+    )
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,10 @@ class Model:
         """(N, width) features to the (N,) probabilities of the positive class."""
         return self.head(features).softmax(1)[:, self.positive_index].numpy()
 
+    @property
+    def column(self) -> str:
+        return f"p_{self.positive.lower()}"
+
     def decide(self, p_positive: float) -> str:
         return self.positive if p_positive >= THRESHOLD else self.negative
 
@@ -111,22 +134,23 @@ def restore(checkpoint: dict[str, Any], own_weights: str, precision: str) -> Mod
 
     Args:
         checkpoint: as train.py saved it.
-        own_weights: the setting `weights`, for a run that was trained on a file of the user's.
+        own_weights: the setting `weights`, for a run trained on a file that has moved since.
         precision: of the backbone on this machine.
 
     Raises:
         InputError: the backbone's weights or the preprocessing here are not those of the training.
     """
-    trained, source = checkpoint["recipe"], checkpoint["weights"]
-    known = source in (*NORMALISATION, "none")
-    seed = checkpoint["settings"]["seed"]
-    weights = find_weights(trained["backbone"], source if known else own_weights, seed)
+    trained, then = checkpoint["recipe"], checkpoint["settings"]
+    moved = checkpoint["weights"].startswith("file ") and not Path(then["weights"]).is_file()
+    weights = find_weights(
+        trained["backbone"], own_weights if moved else then["weights"], then["seed"]
+    )
     recipe = Recipe(trained["backbone"], weights, trained["image_size"], trained["fit"], precision)
     for name, value in recipe.describe().items():
         if value != trained[name] and name != "precision":
             raise InputError(
-                f"the run was trained with {name} {trained[name]} ({source}), not {value}; "
-                "pass the --weights it was trained with, or train again"
+                f"the run was trained with {name} {trained[name]} ({checkpoint['weights']} "
+                f"weights), not {value}; pass its --weights FILE, or train again"
             )
     head = Head(feature_width(recipe.backbone), dropout=0).eval()
     head.load_state_dict(checkpoint["head"])
@@ -141,13 +165,17 @@ def find_images(given: Sequence[str]) -> list[Path]:
     Raises:
         InputError: a path does not exist, or there is no image in the folders.
     """
-    kinds = Image.registered_extensions()
+    kinds = {kind for kind, name in Image.registered_extensions().items() if name in Image.OPEN}
     paths: list[Path] = []
-    for path in map(Path, given):
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder")
-        inside = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in kinds)
-        paths += inside if path.is_dir() else [path]
+    for name in given:
+        path = Path(name)
+        if path.is_dir() and name:
+            inside = sorted(path.rglob("*"))
+            paths += [file for file in inside if file.suffix.lower() in kinds and file.is_file()]
+        elif path.is_file():
+            paths.append(path)
+        else:
+            raise InputError(f"{name!r}: no such file or folder")
     if given and not paths:
         raise InputError(f"{', '.join(given)}: no images in here")
     return paths
@@ -163,7 +191,8 @@ def print_predictions(
     """
     lines: dict[int, str] = {}
     unreadable: dict[int, str] = {}
-    for done, vectors, bad in backbone_pass(paths, model.recipe, batch_size, workers, device):
+    batches = backbone_pass(paths, None, model.recipe, batch_size, workers, device)
+    for done, vectors, bad in batches:
         for index, p in zip(done, model.p_positive(torch.from_numpy(vectors)), strict=True):
             lines[index] = f"{p:11.4f}  {model.decide(p):15}{paths[index]}"
         unreadable |= bad
@@ -171,21 +200,23 @@ def print_predictions(
         raise InputError(f"no file could be read: {paths[0]}: {unreadable[0]}")
     for index, reason in unreadable.items():
         lines[index] = f"{'':11}  {'unreadable':15}{paths[index]}: {reason}"
-    print(f"{'p_fractured':11}  {'predicted':15}file")
+    print(f"{model.column:11}  {'predicted':15}file")
     print("\n".join(lines[index] for index in range(len(paths))))
 
 
 def print_figures(figures: dict[str, Any], model: Model) -> None:
     titles = {"accuracy": "test accuracy", "roc_auc": "ROC-AUC"}
+    print(f"{'':14}{'value':>9}   {'95 % interval':16}  images")
     for name in ("accuracy", "sensitivity", "specificity", "roc_auc"):
         figure = figures[name]
         value = "undefined" if figure["value"] is None else f"{figure['value']:.4f}"
         interval = "" if figure["low"] is None else f"{figure['low']:.3f} to {figure['high']:.3f}"
-        print(f"{titles.get(name, name):14}{value:>9}   {interval:14}  n {figure['n']:,}")
+        print(f"{titles.get(name, name):14}{value:>9}   {interval:16}{figure['n']:>8,}")
     counts = figures["confusion_matrix"]
     positives, negatives = counts["tp"] + counts["fn"], counts["tn"] + counts["fp"]
+    commoner = model.positive if positives > negatives else model.negative
     share = max(positives, negatives) / (positives + negatives)
-    print(f"{'(one answer for all would score':31} {share:.4f})")
+    print(f"\nalways answering {commoner} would have an accuracy of {share:.4f}")
     print(f"\n{'true':16}{'predicted ' + model.positive:>24}{model.negative:>16}")
     print(f"{model.positive:16}{counts['tp']:24,}{counts['fn']:16,}")
     print(f"{model.negative:16}{counts['fp']:24,}{counts['tn']:16,}")

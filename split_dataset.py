@@ -16,7 +16,8 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
 from fracture.config import Config, parse_settings, settings_parser
@@ -28,6 +29,7 @@ if __name__ == "__main__":
         PARSER.add_argument("--force", action="store_true", help="replace an existing split")
         CONFIG, ARGUMENTS = parse_settings(PARSER)
 
+import yaml
 from tqdm import tqdm
 
 from fracture.fracatlas import find_radiographs
@@ -37,17 +39,21 @@ from fracture.manifest import FILE_NAME, SPLITS, Row, write_manifest
 
 def main(config: Config, force: bool) -> None:
     data_root, split_dir = Path(config.data_root), Path(config.split_dir)
-    if split_dir.exists() and not force:
-        raise InputError(
-            f"{split_dir} exists; replace it with --force, or pass another --split_dir"
-        )
-    if split_dir.exists() and not (split_dir / FILE_NAME).is_file():
-        raise InputError(f"{split_dir} is no split (there is no {FILE_NAME} in it): not replaced")
+    if split_dir.exists():
+        if not force:
+            raise InputError(f"{split_dir} exists; replace it with --force, or pass --split_dir")
+        inside = {path.name for path in split_dir.iterdir()}
+        if FILE_NAME not in inside or inside - {*SPLITS, FILE_NAME, "config.yaml"}:
+            raise InputError(f"{split_dir} holds other things than a split: not replaced")
     rows = assign_splits(read_rows(data_root), config.fractions, config.seed)
-    write_split(rows, data_root, split_dir)
+    held = {(row.split, row.label) for row in rows}
+    for split, label in product(SPLITS, sorted({row.label for row in rows})):
+        if (split, label) not in held:
+            raise InputError(f"{data_root}: too few images: {split} would hold none of {label}")
+    write_split(rows, data_root, split_dir, yaml.safe_dump(asdict(config), sort_keys=False))
     print_flow(rows)
     print(f"\nsplit in {split_dir}, every file's fate in {split_dir / FILE_NAME}")
-    print("next: python train.py")
+    print(f"next: python train.py --split_dir {split_dir}")
 
 
 def read_rows(data_root: Path) -> list[Row]:
@@ -95,8 +101,15 @@ def assign_splits(rows: Sequence[Row], fractions: Sequence[float], seed: int) ->
     return [replace(row, split=row.split or split_of[row.group]) for row in rows]
 
 
-def write_split(rows: Sequence[Row], data_root: Path, split_dir: Path) -> None:
-    """Build the folders beside `split_dir` and rename them into place: never a half split."""
+def write_split(rows: Sequence[Row], data_root: Path, split_dir: Path, settings: str) -> None:
+    """Build the folders beside `split_dir` and rename them into place: never a half split.
+
+    Args:
+        rows: where each file goes.
+        data_root: where they are.
+        split_dir: replaced if it exists.
+        settings: YAML that says how the split was made, kept beside the manifest.
+    """
     split_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=split_dir.parent, prefix=f".{split_dir.name}-") as scratch:
         new = Path(scratch) / "new"
@@ -106,6 +119,7 @@ def write_split(rows: Sequence[Row], data_root: Path, split_dir: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 link_or_copy((data_root / row.image).resolve(), target)
         write_manifest(new / FILE_NAME, rows)
+        (new / "config.yaml").write_text(settings)
         if split_dir.exists():
             split_dir.rename(Path(scratch) / "old")
         new.rename(split_dir)
@@ -114,6 +128,8 @@ def write_split(rows: Sequence[Row], data_root: Path, split_dir: Path) -> None:
 def link_or_copy(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)  # costs no disk
+    except FileExistsError:  # a copy would write through the link, into the source
+        raise
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
 

@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from fracture.config import Config, SelectBy, parse_settings, settings_parser
 from fracture.errors import InputError, exit_status
@@ -26,6 +27,7 @@ if __name__ == "__main__":
         CONFIG, _ = parse_settings(settings_parser(__doc__))
 
 import torch
+import wandb
 import yaml
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -34,7 +36,7 @@ from fracture.checkpoint import new_run, save_checkpoint, set_latest
 from fracture.features import Recipe, cached_features, pick_device
 from fracture.manifest import read_split
 from fracture.model import Head, find_weights
-from fracture.tracking import pick_mode, start_tracking
+from fracture.tracking import pick_mode, tracking
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
@@ -61,18 +63,21 @@ def main(config: Config) -> None:
     is_train = torch.tensor([row.split == "train" for row in rows])
     train_set = features[is_train], labels[is_train]
     val_set = features[~is_train], labels[~is_train]
+    if not len(train_set[1]) or not len(val_set[1]):
+        raise InputError(f"{split.folder}: no readable image to train on, or none to validate on")
 
     # The head trains on the CPU: a GPU gains nothing on steps this small, and this is repeatable.
     torch.manual_seed(config.seed)
     head = Head(features.shape[1], config.dropout)
     optimizer = torch.optim.Adam(head.parameters(), lr=config.lr)
     trainable = sum(parameter.numel() for parameter in head.parameters())
+    assert trainable == 2 * features.shape[1] + 2  # 4,610 for B6
     print(f"head: {trainable:,} parameters, {is_train.sum():,} images to train on")
 
     folder.mkdir(parents=True)
     settings = asdict(config)
     (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    constants = {
+    checkpoint: dict[str, Any] = {
         "settings": settings,
         "weights": weights.source,
         "recipe": recipe.describe(),
@@ -80,29 +85,25 @@ def main(config: Config) -> None:
         "positive_class": config.positive_class,
         "manifest_sha256": split.sha256,
     }
-    with start_tracking(wandb_mode, config.wandb_project, folder, settings) as tracker:
-        best: dict[str, float] = {}
+    best: dict[str, float] = {}
+    with tracking(wandb_mode, config.wandb_project, folder, settings) as tracker:
         print(f"\n{'epoch':>5}{'train loss':>12}{'val loss':>10}{'val accuracy':>14}")
         for epoch in range(1, config.epochs + 1):
             # Seeded anew, so that epoch 7's order and dropout do not depend on how 1 to 6 were run.
             torch.manual_seed(config.seed + epoch)
             train_loss = train_epoch(head, shuffled(*train_set, config.batch_size), optimizer)
-            val_loss, val_accuracy = validate(head, *val_set)
-            figures = {"train_loss": train_loss, "val_loss": val_loss, "val_accuracy": val_accuracy}
+            figures = {"epoch": epoch, "train_loss": train_loss, **validate(head, *val_set)}
             is_best = not best or rank(figures, config.select_by) > rank(best, config.select_by)
+            best = figures if is_best else best
+            checkpoint |= {"epoch": epoch, "head": head.state_dict(), "best": best}
+            save_checkpoint(folder / "last.pt", checkpoint | {"optimizer": optimizer.state_dict()})
             if is_best:
-                best = {"epoch": epoch, **figures}
-            state = {"epoch": epoch, "head": head.state_dict(), "optimizer": optimizer.state_dict()}
-            for name in ("last.pt", "best.pt") if is_best else ("last.pt",):
-                save_checkpoint(folder / name, {**constants, **state, "best": best})
-            mark = "  best" if is_best else ""
-            print(f"{epoch:5}{train_loss:12.4f}{val_loss:10.4f}{val_accuracy:14.4f}{mark}")
-            with (folder / "history.jsonl").open("a") as file:
-                file.write(json.dumps({"epoch": epoch, **figures, "best": is_best}) + "\n")
-            tracker.log({"epoch": epoch, **figures})
+                save_checkpoint(folder / "best.pt", checkpoint)
+            log_epoch(figures, is_best, folder / "history.jsonl", tracker)
         tracker.summary.update({f"best_{name}": value for name, value in best.items()})
     set_latest(folder)
-    print(f"\nbest epoch {best['epoch']}: validation accuracy {best['val_accuracy']:.4f}")
+    accuracy, loss = best["val_accuracy"], best["val_loss"]
+    print(f"\nbest epoch {best['epoch']}: validation accuracy {accuracy:.4f}, loss {loss:.4f}")
     print(f"run in {folder}\nnext: python infer.py")
 
 
@@ -125,28 +126,40 @@ def train_epoch(model: nn.Module, batches: Batches, optimizer: torch.optim.Optim
     total, count = 0.0, 0
     for step, (inputs, labels) in enumerate(batches):
         loss = cross_entropy(model(inputs), labels)
-        if not math.isfinite(loss.item()):
-            raise InputError(f"the loss is {loss.item()} at step {step}; try a smaller lr")
+        value = loss.item()
+        if not math.isfinite(value):
+            raise InputError(f"the loss is {value} at step {step}; try a smaller lr")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += loss.item() * len(labels)
+        total += value * len(labels)
         count += len(labels)
     return total / count
 
 
 @torch.inference_mode()
-def validate(head: Head, features: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy."""
+def validate(head: Head, features: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Mean cross-entropy and accuracy, as `val_loss` and `val_accuracy`."""
     logits = head.eval()(features)
     correct = int((logits.argmax(1) == labels).sum())
-    return cross_entropy(logits, labels).item(), correct / len(labels)
+    loss = cross_entropy(logits, labels).item()
+    return {"val_loss": loss, "val_accuracy": correct / len(labels)}
 
 
 def rank(figures: dict[str, float], select_by: SelectBy) -> tuple[float, float]:
     """What makes an epoch better: the chosen figure, then the other; of equals the first stays."""
     accuracy, loss = figures["val_accuracy"], figures["val_loss"]
     return (accuracy, -loss) if select_by == "val_accuracy" else (-loss, accuracy)
+
+
+def log_epoch(figures: dict[str, float], is_best: bool, history: Path, tracker: wandb.Run) -> None:
+    """To the terminal, to history.jsonl and to wandb."""
+    epoch, train_loss, val_loss, val_accuracy = figures.values()
+    mark = "  best" if is_best else ""
+    print(f"{epoch:5}{train_loss:12.4f}{val_loss:10.4f}{val_accuracy:14.4f}{mark}")
+    with history.open("a") as file:
+        file.write(json.dumps({**figures, "best": is_best}) + "\n")
+    tracker.log(figures)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,10 +32,10 @@ def find_run(name: str | None) -> Path:
     Raises:
         InputError: there is no such run.
     """
-    folder = RUNS / (name or "latest")
+    folder = RUNS / name if name else RUNS / (RUNS / "latest").resolve().name
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such run; train one first: python train.py")
-    return RUNS / folder.resolve().name
+        raise InputError(f"{folder}: no such run here; train one first: python train.py")
+    return folder
 
 
 def set_latest(folder: Path) -> None:
@@ -57,17 +56,29 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote; a pickle that would run code is refused.
+    """Read what `save_checkpoint` wrote.
 
     Raises:
         InputError: there is no such file, or it is not a checkpoint of train.py.
     """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; the run did not finish an epoch")
+    content = load_tensors(path)
+    if not {"head", "recipe", "weights", "classes", "settings", "epoch"} <= content.keys():
+        raise InputError(f"{path}: not a checkpoint of train.py")
+    return content
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Read a dictionary that torch saved; a pickle that would run code is refused.
+
+    Raises:
+        InputError: it is damaged, or something else.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; the run has not finished an epoch") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: damaged, or not a checkpoint") from error
-    if not isinstance(content, dict) or "head" not in content:
-        raise InputError(f"{path}: not a checkpoint of train.py")
+    except Exception as error:  # whatever bytes may lead torch to: nine kinds have been seen
+        raise InputError(f"{path}: damaged, or not written by torch.save") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a dictionary of tensors")
     return content

@@ -54,14 +54,13 @@ class Config:
     wandb_project: str
 
     def __post_init__(self) -> None:
-        shares = self.fractions
+        shares, run = self.fractions, self.run or "any"
+        backbone = re.fullmatch(r"efficientnet-(b[0-8]|lite[0-2])", self.backbone)
         for name, fits, allowed in (
-            (
-                "fractions",
-                min(shares) > 0 and abs(sum(shares) - 1) < 1e-6,
-                "shares that add up to 1",
-            ),
-            ("run", self.run is None or Path(self.run).name == self.run, "a plain folder name"),
+            ("fractions", min(shares) > 0, "shares greater than 0"),
+            ("fractions", abs(sum(shares) - 1) < 1e-6, "shares that add up to 1"),
+            ("run", re.fullmatch(r"\w[\w.-]{,99}", run) and run != "latest", "a plain folder name"),
+            ("backbone", backbone, "efficientnet-b0 to -b8, efficientnet-lite0 to -lite2"),
             ("image_size", 32 <= self.image_size <= 2048, "32 to 2048"),
             ("epochs", self.epochs >= 1, "1 or more"),
             ("batch_size", self.batch_size >= 1, "1 or more"),
@@ -69,9 +68,13 @@ class Config:
             ("dropout", 0 <= self.dropout < 1, "0 or more, less than 1"),
             ("seed", 0 <= self.seed < 2**32, "0 to 4294967295"),
             ("workers", 0 <= self.workers <= 256, "0 to 256"),
+            ("wandb_project", re.fullmatch(r"[^/\\#?%:]+", self.wandb_project), "no / \\ # ? % :"),
         ):
             if not fits:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
+
+
+NAMES = [field.name for field in fields(Config)]
 
 
 def settings_parser(description: str | None, arguments: str = "") -> ArgumentParser:
@@ -126,30 +129,41 @@ def parse_settings(
         source = "command line"
         parsed = parser.parse_args(arguments)
         return _config(parsed), parsed
-    except (ArgumentError, ValueError, OSError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise InputError(f"{source}: {error.strerror}") from error
+    except (ArgumentError, ValueError, yaml.YAMLError) as error:
         # jsonargparse's several lines in Python's terms, as one line in the reader's.
         text = one_line(error)
+        if unknown := re.match(r"unrecognized arguments: --([\w-]+)", text):
+            text = f"unknown setting --{unknown[1]}; {_nearest(unknown[1])}"
         for pattern, plain in (
             (r'^Parser key "(\w+)":', r"\1:"),
             (r"(?:a )?typing\.Literal\[([^]]+)\]", r"one of \1"),
-            (r"<class '(\w+)'>", r"\1"),
+            (r"(?:a )?<class '(\w+)'>", r"type \1"),
+            (r"Does not validate .* Given value: ", "Expected text. Got value: "),
         ):
             text = re.sub(pattern, plain, text)
         raise InputError(f"{source}: {text}") from error
 
 
 def _config(parsed: Namespace) -> Config:
-    return Config(**{field.name: parsed[field.name] for field in fields(Config)})
+    values = {name: parsed[name] for name in NAMES}
+    for name, value in values.items():
+        if value is None and name != "run":
+            raise ValueError(f"{name} has no value")
+    return Config(**values)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError("expected lines of the form 'name: value'")
-    names = [field.name for field in fields(Config)]
     for key in values:
-        if key not in names:
-            near = get_close_matches(str(key), names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the settings are: {', '.join(names)}"
-            raise ValueError(f"unknown setting {key!r}; {hint}")
+        if key not in NAMES:
+            raise ValueError(f"unknown setting {key!r}; {_nearest(str(key))}")
     return values
+
+
+def _nearest(key: str) -> str:
+    near = get_close_matches(key, NAMES, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"the settings are: {', '.join(NAMES)}"

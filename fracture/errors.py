@@ -1,7 +1,9 @@
-"""How a script ends: status 0 done, 2 the user's input is wrong, 130 interrupted."""
+"""How a script ends: status 0 done, 2 the input or the machine is at fault, 130 interrupted."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +21,25 @@ def one_line(error: Exception) -> str:
 
 @contextmanager
 def exit_status() -> Iterator[None]:
-    """Turn `InputError` and Ctrl-C into one line on stderr; a bug keeps its traceback."""
+    """Turn wrong input, refused files and Ctrl-C into one line; a bug keeps its traceback."""
     script = Path(sys.argv[0]).name
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except InputError as error:
-        print(f"{script}: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(_say(script, str(error), 2))
     except KeyboardInterrupt:
-        print(f"\n{script}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_say(script, "interrupted", 130))
+    except BrokenPipeError:  # whoever read our output has seen enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # no permission, disk full, a file where a folder should be
+        sys.exit(_say(script, f"{error.filename or 'writing'}: {error.strerror}", 2))
+    finally:
+        # Outside these blocks the scripts only import: there Ctrl-C ends them without a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _say(script: str, message: str, status: int) -> int:
+    print(f"{script}: {message}", file=sys.stderr)
+    return status

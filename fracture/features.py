@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from fracture.config import Device, Fit, Precision
 from fracture.errors import InputError
-from fracture.images import PREPROCESSING_VERSION, image_loader
+from fracture.images import PREPROCESSING_VERSION, ImageFiles
 from fracture.manifest import Row, Split
 from fracture.model import Weights, build_backbone, feature_width
 
@@ -115,17 +116,34 @@ def pick_device(device: Device, precision: Precision) -> tuple[torch.device, str
 
 @torch.inference_mode()
 def backbone_pass(
-    paths: Sequence[Path], recipe: Recipe, batch_size: int, workers: int, device: torch.device
+    paths: Sequence[Path],
+    digests: Sequence[str] | None,
+    recipe: Recipe,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
 ) -> Iterator[tuple[list[int], np.ndarray, dict[int, str]]]:
     """Run the backbone over files, in order, with a progress bar.
+
+    Args:
+        paths: the files.
+        digests: the sha256 that each must have; None takes them as they are.
+        recipe: the backbone and what it is shown.
+        batch_size: images at a time.
+        workers: processes that decode.
+        device: where the backbone runs.
 
     Yields:
         For each batch: the indices into `paths` of its readable files, their (N, width) float32
         features, and by index the reasons of the unreadable ones.
     """
     backbone = build_backbone(recipe.backbone, recipe.image_size, recipe.weights).to(device)
-    on_gpu = device.type == "cuda"
-    loader = image_loader(paths, recipe.image_size, recipe.fit, batch_size, workers, on_gpu)
+    loader = DataLoader(
+        ImageFiles(paths, digests, recipe.image_size, recipe.fit),
+        batch_size,
+        num_workers=min(workers, len(paths) // batch_size),  # a few images are not worth a process
+        pin_memory=device.type == "cuda",
+    )
     with tqdm(desc="backbone", total=len(paths), unit=" images", disable=None) as bar:
         for indices, images, reasons in loader:
             readable = torch.tensor([not reason for reason in reasons])
@@ -156,16 +174,21 @@ def cached_features(
     """
     cache = FeatureCache(cache_dir, recipe)
     vectors, index_of = cache.load()
-    # Copies have one digest: one pass serves them all.
-    todo = list({row.sha256: row for row in split.rows if row.sha256 not in index_of}.values())
-    print(f"features: {len(split.rows):,} images, {len(todo):,} not yet in {cache.file.parent}")
+    different = {row.sha256: row for row in split.rows}  # one pass serves all copies of a file
+    todo = [row for digest, row in different.items() if digest not in index_of]
+    print(
+        f"features: {len(different):,} different images, {len(todo):,} not in {cache.file.parent}"
+    )
     reasons: dict[str, str] = {}
     if todo:
         paths = [split.folder / row.place for row in todo]
-        for done, new, unreadable in backbone_pass(paths, recipe, batch_size, workers, device):
-            cache.append([todo[i].sha256 for i in done], new)
-            reasons |= {todo[i].sha256: reason for i, reason in unreadable.items()}
+        todo_digests = [row.sha256 for row in todo]
+        execution = batch_size, workers, device
+        for done, new, unreadable in backbone_pass(paths, todo_digests, recipe, *execution):
+            cache.append([todo_digests[i] for i in done], new)
+            reasons |= {todo_digests[i]: reason for i, reason in unreadable.items()}
         vectors, index_of = cache.load()
     rows = [row for row in split.rows if row.sha256 not in reasons]
     features = torch.from_numpy(vectors[[index_of[row.sha256] for row in rows]])
-    return features, rows, {row: reasons[row.sha256] for row in split.rows if row not in rows}
+    unread = {row: reasons[row.sha256] for row in split.rows if row.sha256 in reasons}
+    return features, rows, unread

@@ -6,6 +6,7 @@ Musculoskeletal Radiographs", Scientific Data 10:521 (2023), doi 10.1038/s41597-
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +31,12 @@ def find_radiographs(data_root: Path) -> list[Radiograph]:
     The label is the class folder's name, in the published spelling (mirrors write `non_fractured`).
 
     Raises:
-        InputError: `data_root` is not FracAtlas, or a class has no files.
+        InputError: `data_root` is not FracAtlas, a class has no files, or two of one name.
     """
     images = data_root / "images"
     if not images.is_dir():
         raise InputError(
-            f"{data_root}: no FracAtlas here (a folder that holds images/ and dataset.csv); "
+            f"{data_root} is not FracAtlas (no images/ in it); "
             f"get it from {SOURCE}, unpack it and pass --data_root FOLDER"
         )
     published = {name.lower(): name for name in CLASSES}
@@ -43,10 +44,13 @@ def find_radiographs(data_root: Path) -> list[Radiograph]:
         Radiograph(path, path.relative_to(data_root).as_posix(), published[folder.name.lower()])
         for folder in images.iterdir()
         if folder.name.lower() in published
-        for path in folder.iterdir()
-        if path.is_file() and not path.name.startswith(".")
+        for path in folder.rglob("*")
+        if not path.is_dir()
     ]
     for name in CLASSES:
         if not any(radiograph.label == name for radiograph in found):
             raise InputError(f"{images / name}: no files of class {name} here")
+    names = Counter((radiograph.label, radiograph.path.name) for radiograph in found)
+    if twice := [name for (_, name), count in names.items() if count > 1]:
+        raise InputError(f"{images}: two files of one class are called {twice[0]}; rename one")
     return sorted(found, key=lambda radiograph: radiograph.image)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -59,9 +60,27 @@ class Split:
 
 
 def write_manifest(path: Path, rows: Iterable[Row]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    # surrogateescape keeps file names that are not UTF-8, here and in read_manifest.
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([HEADER, *map(astuple, rows)])
+
+
+def read_manifest(split_dir: Path) -> tuple[list[Row], str]:
+    """All rows of a split's manifest, and the sha256 of the file.
+
+    Raises:
+        InputError: there is no split here, or its manifest is damaged.
+    """
+    path = split_dir / FILE_NAME
+    if not path.is_file():
+        raise InputError(f"{split_dir}: no split here; make one: python split_dataset.py")
+    content = path.read_bytes()
+    text = content.decode("utf-8", errors="surrogateescape")
+    header, *lines = [*csv.reader(io.StringIO(text, newline=""))] or [[]]
+    if header != HEADER or any(len(line) != len(HEADER) for line in lines):
+        raise InputError(f"{path}: damaged; split anew: python split_dataset.py --force")
+    return [Row(*line) for line in lines], hashlib.sha256(content).hexdigest()
 
 
 def read_split(split_dir: Path, *names: str) -> Split:
@@ -70,14 +89,7 @@ def read_split(split_dir: Path, *names: str) -> Split:
     Raises:
         InputError: there is no split here, or a file is missing, extra or in another class.
     """
-    path = split_dir / FILE_NAME
-    if not path.is_file():
-        raise InputError(f"{split_dir}: no split here; make one: python split_dataset.py")
-    content = path.read_bytes()
-    header, *lines = csv.reader(content.decode("utf-8").splitlines())
-    if header != HEADER or any(len(line) != len(HEADER) for line in lines):
-        raise InputError(f"{path}: not a manifest; split anew: python split_dataset.py --force")
-    all_rows = [Row(*line) for line in lines]
+    all_rows, digest = read_manifest(split_dir)
     rows = sorted((row for row in all_rows if row.split in names), key=lambda row: row.place)
     listed = {row.place for row in rows}
     files = (file for name in names for file in (split_dir / name).glob("*/[!.]*"))
@@ -87,5 +99,4 @@ def read_split(split_dir: Path, *names: str) -> Split:
             f"{split_dir / odd[0]} {fault} (files that disagree: {len(odd)}); "
             "split anew: python split_dataset.py --force"
         )
-    classes = sorted({row.label for row in all_rows})
-    return Split(split_dir, rows, classes, hashlib.sha256(content).hexdigest())
+    return Split(split_dir, rows, sorted({row.label for row in all_rows}), digest)

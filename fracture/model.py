@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import pickle
-import re
+import socket
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from fracture.checkpoint import load_tensors
 from fracture.errors import InputError, one_line
 
 # Mean and deviation of ImageNet for the standard weights; AdvProp's were trained on x * 2 - 1
@@ -28,7 +29,7 @@ class Weights:
     """Where a backbone's weights come from.
 
     Attributes:
-        source: "imagenet", "advprop", "none" (random), or the name of the user's own file.
+        source: "imagenet", "advprop", "none" (random), or "file NAME" for the user's own.
         path: the file; None for random weights.
         identity: "sha256:..." of the file, or "random:seed=..."; equal if the weights are.
     """
@@ -54,9 +55,6 @@ class Backbone(nn.Module):
         image_size: pixels on a side. It sets the padding of the strided convolutions, which the
             library would otherwise build for the network's native size (528 for B6).
         normalisation: a key of `NORMALISATION`.
-
-    Raises:
-        InputError: there is no such backbone.
     """
 
     def __init__(self, name: str, image_size: int, normalisation: str) -> None:
@@ -91,25 +89,16 @@ class Head(nn.Module):
 
 
 def _library(name: str) -> Any:
-    if not re.fullmatch(r"efficientnet-(b[0-8]|lite[0-2])", name):
-        raise InputError(
-            f"backbone is {name!r}; allowed: efficientnet-b0 to efficientnet-b8, "
-            "efficientnet-lite0 to efficientnet-lite2"
-        )
     package = "efficientnet_lite_pytorch" if "lite" in name else "efficientnet_pytorch"
     return importlib.import_module(package)
 
 
 def feature_width(name: str) -> int:
-    """Length of a backbone's feature vector (2,304 for B6), without building the backbone.
-
-    Raises:
-        InputError: there is no such backbone.
-    """
+    """Length of a backbone's feature vector (2,304 for B6), without building the backbone."""
     utils = _library(name).utils
-    params = utils.get_model_params(name, {})[1]
-    # The Lite networks keep the head's width of B0, whatever their own is.
-    return utils.round_filters(1280, params, *([True] if "lite" in name else []))
+    if "lite" in name:
+        return 1280  # the Lite networks keep B0's width here, whatever their own is
+    return utils.round_filters(1280, utils.get_model_params(name, {})[1])
 
 
 def find_weights(name: str, weights: str, seed: int) -> Weights:
@@ -123,7 +112,6 @@ def find_weights(name: str, weights: str, seed: int) -> Weights:
     Raises:
         InputError: there are none, or they cannot be had (it says where to put the file by hand).
     """
-    _library(name)
     if weights == "none":
         return Weights(weights, None, f"random:seed={seed}")
     if weights not in NORMALISATION:
@@ -132,7 +120,7 @@ def find_weights(name: str, weights: str, seed: int) -> Weights:
             raise InputError(
                 f"weights: {weights} is no file; allowed: imagenet, advprop, none, a file"
             )
-        return Weights(path.name, path, f"sha256:{_sha256(path)}")
+        return Weights(f"file {path.name}", path, f"sha256:{_sha256(path)}")
     path = _packaged(name, weights) if "lite" in name else _downloaded(name, weights)
     digest = _sha256(path)
     if not digest.startswith(_hash_in_name(path)):
@@ -174,10 +162,13 @@ def _downloaded(name: str, weights: str) -> Path:
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            socket.setdefaulttimeout(30)  # seconds; torch would wait for ever
             torch.hub.download_url_to_file(url, str(path), _hash_in_name(path))
-        except (OSError, RuntimeError) as error:  # no network; not the file that its name says
+        # No network, no answer, no HTTP, or not the file that its name says.
+        except (OSError, HTTPException, RuntimeError) as error:
             raise InputError(
-                f"{path.name} could not be downloaded ({error}); get {url} and put it at {path}"
+                f"{path.name} could not be downloaded ({one_line(error)}): get {url} and put it at "
+                f"{path}, or take --backbone efficientnet-lite0, which needs no download"
             ) from error
     return path
 
@@ -192,11 +183,12 @@ def build_backbone(name: str, image_size: int, weights: Weights) -> Backbone:
         torch.manual_seed(int(weights.identity.rsplit("=", 1)[1]))
     backbone = Backbone(name, image_size, weights.normalisation)
     if weights.path is not None:
+        state = load_tensors(weights.path)
         try:
-            state = torch.load(weights.path, map_location="cpu", weights_only=True)
             ours = {key: value for key, value in state.items() if not key.startswith("_fc.")}
             backbone.net.load_state_dict(ours)
-        except (RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+        except (RuntimeError, AttributeError) as error:
             reason = one_line(error)[:80]  # torch names every one of hundreds of missing tensors
             raise InputError(f"{weights.path} holds no weights of {name}: {reason}") from error
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
     return backbone

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import wandb
 
@@ -16,19 +18,28 @@ def pick_mode(mode: WandbMode) -> str:
     """Resolve "auto": WANDB_MODE if it is set, else online with a key, else offline.
 
     Raises:
-        InputError: online was asked for and there is no key; wandb itself would prompt for one.
+        InputError: online was asked for and there is no key (wandb itself would prompt for one),
+            the key cannot be one, or WANDB_MODE is no mode.
     """
-    wanted = os.environ.get("WANDB_MODE", mode) if mode == "auto" else mode
-    if wanted not in ("auto", "online"):
+    wanted = (os.environ.get("WANDB_MODE") or mode) if mode == "auto" else mode
+    if wanted not in get_args(WandbMode):
+        raise InputError(f"WANDB_MODE is {wanted!r}; allowed: online, offline, disabled")
+    if wanted in ("offline", "disabled"):
         return wanted
-    has_key = wandb.login(prompt=False, verify=False)
+    try:
+        has_key = wandb.login(prompt=False, verify=False)
+    except wandb.Error as error:
+        raise InputError(f"wandb: {one_line(error)} (or pass --wandb_mode offline)") from error
     if wanted == "online" and not has_key:
         raise InputError("wandb_mode is online, but there is no key; first: wandb login")
     return "online" if has_key else "offline"
 
 
-def start_tracking(mode: str, project: str, folder: Path, settings: dict[str, Any]) -> wandb.Run:
-    """Start a wandb run below a run's folder, and say in one line where it logs to.
+@contextmanager
+def tracking(
+    mode: str, project: str, folder: Path, settings: dict[str, Any]
+) -> Iterator[wandb.Run]:
+    """A wandb run below a run's folder, finished at the end; says in one line where it logs to.
 
     Args:
         mode: from `pick_mode`; online falls back to offline where no server answers.
@@ -51,11 +62,17 @@ def start_tracking(mode: str, project: str, folder: Path, settings: dict[str, An
 
     try:
         run = init(mode)
-    except wandb.Error as error:
-        print(f"wandb: no connection ({one_line(error)}), so offline")
+    except wandb.Error:
+        print("wandb: the server does not answer")
         run = init("offline")
     if run.offline:
-        print(f"wandb: offline; to upload the run later: wandb sync {Path(run.dir).parent}")
+        print(f"wandb: offline; to upload: wandb sync {folder}/wandb/offline-run-*")
     elif run.url:
         print(f"wandb: {run.url}")
-    return run
+    # Not `with run`, which prints the traceback of whatever ends it, Ctrl-C included.
+    try:
+        yield run
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()

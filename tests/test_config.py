@@ -66,6 +66,14 @@ def test_the_demo_gives_every_setting() -> None:
         ("fractions: [0.8, 0.1, 0.2]", "fractions", "add up to 1"),
         ("fractions: [0.9, 0.1]", "fractions", "3"),
         ("run: a/b", "run", "folder name"),
+        ("fractions: [1, 0, 0]", "fractions", "greater than 0"),
+        ("backbone: efficientnet-b9", "backbone", "efficientnet-lite0"),
+        ("run: latest", "run", "folder name"),
+        ("run: ..", "run", "folder name"),
+        ("run: 2026", "run", "text"),
+        ("lr: null", "lr", "no value"),
+        ("weights:", "weights", "no value"),
+        ("wandb_project: a/b", "wandb_project", "no /"),
         ("fit: [", "", "expected"),
         ("- lr", "", "name: value"),
         ("", "", "name: value"),
@@ -85,12 +93,21 @@ def test_a_wrong_line_is_refused_in_one_line_that_says_where_and_what_is_allowed
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--lr", "x"], ["--lrr", "1"], ["--epochs", "0"], ["--config"]]
-)
+@pytest.mark.parametrize("arguments", [["--lr", "x"], ["--epochs", "0"], ["--config"]])
 def test_a_wrong_flag_is_refused_as_the_command_lines(arguments: list[str]) -> None:
     with pytest.raises(InputError, match=f"^command line: .*{arguments[0].strip('-')[:2]}"):
         read(*arguments)
+
+
+@pytest.mark.parametrize(("flag", "meant"), [("--lrr", "lr"), ("--batch-size", "batch_size")])
+def test_a_mistyped_flag_is_answered_with_the_nearest(flag: str, meant: str) -> None:
+    with pytest.raises(InputError, match=f"unknown setting {flag}; did you mean '{meant}'"):
+        read(flag, "1")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone.yaml: No such file or directory$"):
+        read("--config", str(tmp_path / "gone.yaml"))
 
 
 @pytest.mark.parametrize("script", ["train.py", "infer.py", "split_dataset.py"])

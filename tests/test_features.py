@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import cross_entropy
 
+from fracture.errors import InputError
 from fracture.features import FeatureCache, Recipe, cached_features, pick_device
-from fracture.images import load_image
+from fracture.images import PREPROCESSING_VERSION, inspect, load_image
 from fracture.manifest import Row, Split, read_split
 from fracture.model import Backbone, Head, build_backbone, feature_width, find_weights
 from split_dataset import assign_splits, read_rows, write_split
@@ -25,7 +27,7 @@ RECIPE = Recipe(LITE, find_weights(LITE, "imagenet", 0), 64, "squash", "float32"
 @pytest.fixture(scope="session")
 def split_dir(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "split"
-    write_split(assign_splits(read_rows(drawn), (0.8, 0.1, 0.1), seed=42), drawn, folder)
+    write_split(assign_splits(read_rows(drawn), (0.8, 0.1, 0.1), seed=42), drawn, folder, "")
     return folder
 
 
@@ -101,6 +103,7 @@ def test_copies_pass_the_backbone_once(split: Split, tmp_path: Path, passed: lis
         {"fit": "letterbox"},
         {"precision": "bfloat16"},
         {"weights": find_weights(LITE, "none", 0)},
+        {"weights": dataclasses.replace(RECIPE.weights, source="advprop")},
         {"backbone": "efficientnet-b0", "weights": find_weights("efficientnet-b0", "none", 0)},
     ],
 )
@@ -149,7 +152,22 @@ def test_unreadable_images_are_named_and_left_out(split: Split, tmp_path: Path) 
     assert rows == [row for i, row in enumerate(split.rows) if i != 3]
     assert len(features) == len(rows)
     assert list(unreadable) == [split.rows[3]]
-    assert "cannot identify" in unreadable[split.rows[3]]
+    assert unreadable[split.rows[3]] == "changed since the split was made"
+
+
+def test_a_changed_image_leaves_the_cache_of_the_others_right(
+    split: Split, tmp_path: Path, passed: list[int]
+) -> None:
+    """The cache is shared by all splits: under a digest lies the feature of those bytes only."""
+    own = copied(split, tmp_path / "own")
+    place, other = own.rows[0].place, own.rows[1].place
+    (own.folder / place).write_bytes((own.folder / other).read_bytes())
+    features_of(own, tmp_path / "shared")
+    passed.clear()
+    shared, _, _ = features_of(split, tmp_path / "shared")
+    assert sum(passed) == 1
+    fresh, _, _ = features_of(split, tmp_path / "fresh")
+    torch.testing.assert_close(shared, fresh, rtol=1e-4, atol=1e-4)
 
 
 def test_the_batch_size_of_the_pass_does_not_matter(split: Split, tmp_path: Path) -> None:
@@ -179,6 +197,7 @@ def test_training_on_cached_features_is_the_textbook_loop_over_images(
         train_epoch(ours, shuffled(features, labels, batch_size), optimizer)
 
     backbone = build_backbone(name, 224, recipe.weights)
+    paths = [few.folder / row.place for row in few.rows]
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     torch.manual_seed(7)
     theirs = Head(feature_width(name), 0.5)
@@ -189,7 +208,7 @@ def test_training_on_cached_features_is_the_textbook_loop_over_images(
         torch.manual_seed(epoch)
         classifier.train()
         for index in torch.randperm(len(labels)).split(batch_size):
-            films = [load_image(few.folder / few.rows[i].place, 224, "squash") for i in index]
+            films = [load_image(paths[i].read_bytes(), 224, "squash") for i in index]
             optimizer.zero_grad()
             loss = cross_entropy(classifier(torch.from_numpy(np.stack(films))), labels[index])
             loss.backward()
@@ -201,12 +220,24 @@ def test_training_on_cached_features_is_the_textbook_loop_over_images(
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
 
+def test_what_a_vector_is_changes_only_with_the_preprocessing_version(tmp_path: Path) -> None:
+    """Vectors kept on disk stay right only while the code that made them gives the same again."""
+    x, y = np.meshgrid(np.arange(200), np.arange(300))
+    (tmp_path / "train" / "F").mkdir(parents=True)
+    film = tmp_path / "train" / "F" / "film.png"
+    Image.fromarray((x * 0.5 + (y > 150) * 90).astype(np.uint8)).save(film)
+    row = Row("images/F/film.png", "F", "train", "g", "", inspect(film)[0])
+    features, _, _ = features_of(Split(tmp_path, [row], ["F"], ""), tmp_path)
+    top = features[0].topk(4)
+    assert PREPROCESSING_VERSION == 1
+    assert top.indices.tolist() == [17, 71, 1042, 869]
+    assert top.values.tolist() == pytest.approx([3.9240, 3.8693, 3.8041, 3.2527], rel=1e-3)
+
+
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     if torch.cuda.is_available():
         pytest.skip("needs a machine without a GPU")
     assert pick_device("auto", "auto") == (CPU, "float32")
     assert pick_device("cpu", "bfloat16") == (CPU, "bfloat16")
-    from fracture.errors import InputError
-
     with pytest.raises(InputError, match="allowed: auto, cpu"):
         pick_device("cuda", "auto")

@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 
 from fracture.errors import InputError
 from fracture.fracatlas import find_radiographs
-from fracture.manifest import SPLITS, Row, read_split
+from fracture.manifest import SPLITS, Row, read_manifest, read_split, write_manifest
 from split_dataset import assign_splits, link_or_copy, read_rows, write_split
 from tests.conftest import run_script
 
@@ -31,7 +31,7 @@ def rows(drawn: Path) -> list[Row]:
 
 @pytest.fixture
 def split_dir(rows: list[Row], drawn: Path, tmp_path: Path) -> Path:
-    write_split(rows, drawn, tmp_path / "split")
+    write_split(rows, drawn, tmp_path / "split", "seed: 42\n")
     return tmp_path / "split"
 
 
@@ -170,6 +170,7 @@ def test_an_existing_split_is_replaced_only_with_force(drawn: Path, tmp_path: Pa
 def test_a_folder_that_is_no_split_is_never_replaced(drawn: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.tex").write_text("x")
+    (tmp_path / "precious" / "manifest.csv").write_text("of other things")
     arguments = ("--data_root", str(drawn), "--split_dir", "precious", "--force")
     refused = run_script(tmp_path, "split_dataset.py", *arguments)
     assert refused.returncode == 2
@@ -181,6 +182,50 @@ def test_mirrors_letter_case_gives_the_published_classes(drawn: Path, tmp_path: 
     shutil.copytree(drawn, mirror)
     (mirror / "images" / "Non_fractured").rename(mirror / "images" / "non_fractured")
     assert {r.label for r in find_radiographs(mirror)} == {"Fractured", "Non_fractured"}
+
+
+def test_a_link_never_writes_into_the_source(drawn: Path, tmp_path: Path) -> None:
+    first, second = (radiograph.path for radiograph in find_radiographs(drawn)[:2])
+    content = first.read_bytes()
+    link_or_copy(first, tmp_path / "film.jpg")
+    with pytest.raises(FileExistsError):
+        link_or_copy(second, tmp_path / "film.jpg")
+    assert first.read_bytes() == content
+
+
+def test_two_files_of_one_class_and_name_are_refused(drawn: Path, tmp_path: Path) -> None:
+    shutil.copytree(drawn, tmp_path / "twice")
+    film = next((tmp_path / "twice" / "images" / "Fractured").iterdir())
+    (film.parent / "more").mkdir()
+    shutil.copy(film, film.parent / "more")
+    with pytest.raises(InputError, match=film.name):
+        find_radiographs(tmp_path / "twice")
+
+
+def test_a_data_set_too_small_to_split_is_refused(tmp_path: Path) -> None:
+    for label in ("Fractured", "Non_fractured"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for i in range(3):
+            film = tmp_path / "images" / label / f"{label}{i}.png"
+            Image.new("L", (8, 8), i + 9 * len(label)).save(film)
+    refused = run_script(tmp_path, "split_dataset.py", "--data_root", ".")
+    assert refused.returncode == 2
+    assert "would hold none of Fractured" in refused.stderr
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("damage", ["", "image,class\n", "\x00\x01"])
+def test_a_damaged_manifest_is_refused(split_dir: Path, damage: str) -> None:
+    (split_dir / "manifest.csv").write_text(damage)
+    with pytest.raises(InputError, match="damaged"):
+        read_split(split_dir, "val")
+
+
+def test_any_file_name_survives_the_manifest(tmp_path: Path) -> None:
+    names = ["a,b.jpg", 'q"q.jpg', "line\u2028break.jpg", "caf\udce9.jpg", "röntgen 1.jpg"]
+    rows = [Row(f"images/F/{name}", "F", "excluded", "g", "r", "") for name in names]
+    write_manifest(tmp_path / "manifest.csv", rows)
+    assert read_manifest(tmp_path)[0] == rows
 
 
 def test_a_folder_without_the_data_is_refused_with_what_to_do(tmp_path: Path) -> None:
