@@ -4,7 +4,8 @@
     python infer.py --run NAME            # another run
     python infer.py film.jpg folder/      # probabilities for files
 
-Backbone, weights, preprocessing and classes come from the run's checkpoint, not from config.yaml.
+Backbone, weights, preprocessing and classes come from the run's checkpoint, not
+from config.yaml; so does the split, if the one in config.yaml is another.
 """
 
 from __future__ import annotations

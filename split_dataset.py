@@ -1,10 +1,11 @@
-"""Split FracAtlas into ImageFolder directories: train, val and test, with a record of every file.
+"""Split FracAtlas into ImageFolder directories, with a record of every file.
 
     python split_dataset.py --data_root FracAtlas     # -> data/split
     python split_dataset.py --seed 1 --split_dir data/split-1
 
-Every file is decoded once; what cannot be decoded is left out and named in manifest.csv. Files
-with the same bytes stay together. The same files and seed give the same split on every machine.
+Every file is decoded once; what cannot be decoded is left out and named in
+manifest.csv. Files with the same bytes stay together. The same files and seed
+give the same split on every machine.
 """
 
 from __future__ import annotations
@@ -143,8 +144,8 @@ def print_flow(rows: Sequence[Row]) -> None:
         by_class = [counts[split, name] for name in classes]
         print(f"{split:10}{sum(by_class):8,}" + "".join(f"{count:16,}" for count in by_class))
     if excluded := [Path(row.image).name for row in rows if row.split == "excluded"]:
-        named = ", ".join(excluded[:3]) + (", ..." if len(excluded) > 3 else "")
-        print(f"\nleft out because they cannot be decoded: {len(excluded)} files ({named})")
+        named = ", ".join(excluded[:2]) + (", ..." if len(excluded) > 2 else "")
+        print(f"\nleft out, as undecodable: {len(excluded)} files ({named})")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Weights & Biases without surprises: never a prompt, never a crash, never a hang."""
+"""Weights & Biases, which must never stop a run: no prompt, no crash, no hang."""
 
 from __future__ import annotations
 
