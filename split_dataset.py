@@ -3,9 +3,9 @@
     python split_dataset.py --data_root FracAtlas     # -> data/split
     python split_dataset.py --seed 1 --split_dir data/split-1
 
-Every file is decoded once; what cannot be decoded is left out and named in
-manifest.csv. Files with the same bytes stay together. The same files and seed
-give the same split on every machine.
+Every file is decoded once. What cannot be decoded is excluded, and so are copies
+of the same pixels, all of them if their labels differ; manifest.csv names each.
+The same files and seed give the same split on every machine.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def main(config: Config, force: bool) -> None:
         inside = {path.name for path in split_dir.iterdir()}
         if FILE_NAME not in inside or inside - {*SPLITS, FILE_NAME, "config.yaml"}:
             raise InputError(f"{split_dir} holds other things than a split: not replaced")
-    rows = assign_splits(read_rows(data_root), config.fractions, config.seed)
+    rows = exclude_copies(read_rows(data_root))
+    rows = assign_splits(rows, config.fractions, config.seed)
     held = {(row.split, row.label) for row in rows}
     for split, label in product(SPLITS, sorted({row.label for row in rows})):
         if (split, label) not in held:
@@ -58,15 +59,49 @@ def main(config: Config, force: bool) -> None:
 
 
 def read_rows(data_root: Path) -> list[Row]:
-    """A row for every file of the source, each decoded once; the undecodable are excluded."""
+    """A row for every file of the source, each decoded once; the undecodable are excluded.
+
+    Files of identical pixels form a group.
+    """
     radiographs = find_radiographs(data_root)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow and hashlib release Python's lock
         findings = pool.map(inspect, [radiograph.path for radiograph in radiographs])
         bar = tqdm(findings, "reading", len(radiographs), unit=" images", disable=None)
         return [
-            Row(r.image, r.label, "excluded" if fault else "", sha256[:16], fault, sha256)
-            for r, (sha256, fault) in zip(radiographs, bar, strict=True)
+            Row(r.image, r.label, "excluded", "", f"undecodable: {f.fault}", f.sha256)
+            if f.fault
+            else Row(r.image, r.label, "", f.pixels[:16], "", f.sha256)
+            for r, f in zip(radiographs, bar, strict=True)
         ]
+
+
+def exclude_copies(rows: Sequence[Row]) -> list[Row]:
+    """Of every group keep the first image by name; where its labels contradict each other, none.
+
+    A copy would count twice, and one of two labels on the same pixels is wrong: nobody knows which.
+
+    Args:
+        rows: `group` tells which images are copies of each other, "" for the undecodable.
+
+    Returns:
+        The rows in the same order, copies with the reason "copy of ..." or "contradictory: ...".
+    """
+    members = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row.image):
+        members[row.group].append(row)
+
+    def judged(row: Row) -> Row:
+        first = members[row.group][0]
+        if row.split == "excluded" or len(members[row.group]) == 1:
+            return row
+        if others := [other for other in members[row.group] if other.label != row.label]:
+            reason = f"contradictory: {others[0].image} has the same pixels"
+            return replace(row, split="excluded", reason=reason)
+        return (
+            row if row == first else replace(row, split="excluded", reason=f"copy of {first.image}")
+        )
+
+    return [judged(row) for row in rows]
 
 
 def assign_splits(rows: Sequence[Row], fractions: Sequence[float], seed: int) -> list[Row]:
@@ -143,9 +178,14 @@ def print_flow(rows: Sequence[Row]) -> None:
     for split in (*SPLITS, "excluded"):
         by_class = [counts[split, name] for name in classes]
         print(f"{split:10}{sum(by_class):8,}" + "".join(f"{count:16,}" for count in by_class))
-    if excluded := [Path(row.image).name for row in rows if row.split == "excluded"]:
-        named = ", ".join(excluded[:2]) + (", ..." if len(excluded) > 2 else "")
-        print(f"\nleft out, as undecodable: {len(excluded)} files ({named})")
+    print()
+    named = defaultdict(list)
+    for row in rows:
+        if row.split == "excluded":
+            named[row.reason.split()[0].strip(":")].append(Path(row.image).name)
+    for reason, names in named.items():
+        few = ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+        print(f"excluded as {reason:14}{len(names):5,}: {few}")
 
 
 if __name__ == "__main__":

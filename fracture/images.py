@@ -6,6 +6,7 @@ import hashlib
 import io
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,24 +25,31 @@ PREPROCESSING_VERSION = 1
 UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
-def inspect(path: Path) -> tuple[str, str]:
-    """Decode a file fully: `open()` and `verify()` pass on FracAtlas' truncated JPEGs.
+@dataclass(frozen=True)
+class Finding:
+    """What a file is: sha256 of its bytes and of its upright grey pixels, and why it is no image.
 
-    Returns:
-        The sha256 of the file's bytes in hexadecimal ("" if there is no reading it), and why it
-        cannot be decoded ("" if it can).
+    The digests are hexadecimal, "" where there is none; so is the fault of a good file.
     """
+
+    sha256: str = ""
+    pixels: str = ""
+    fault: str = ""
+
+
+def inspect(path: Path) -> Finding:
+    """Decode a file fully: `open()` and `verify()` pass on FracAtlas' truncated JPEGs."""
     digest = ""
     if path.name.startswith("."):
-        return digest, "hidden file"
+        return Finding(fault="hidden file")
     try:
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-        return digest, ""
+        grey = read_grey(content)
     except UNREADABLE as error:
-        return digest, _reason(error)
+        return Finding(digest, fault=_reason(error))
+    pixels = hashlib.sha256(f"{grey.size}".encode() + grey.tobytes()).hexdigest()
+    return Finding(digest, pixels)
 
 
 def _reason(error: Exception) -> str:
@@ -51,12 +59,35 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or one_line(error)
 
 
-def load_image(content: bytes, size: int, fit: Fit) -> np.ndarray:
-    """Decode a radiograph as an upright, grey square of (size, size) uint8.
+def read_grey(content: bytes, at_least: int = 0) -> Image.Image:
+    """Decode a radiograph upright and in 8-bit grey.
 
     Args:
         content: a file of any kind that Pillow reads, with integer grey levels or colours. Of more
             than 8 bits the upper 8 of those in use count: 12-bit films come in 16-bit files.
+        at_least: a JPEG may be decoded smaller, down to this many pixels on each side; 0 does not.
+
+    Raises:
+        UNREADABLE: it is not a whole image.
+    """
+    with Image.open(io.BytesIO(content)) as image:
+        if at_least:
+            image.draft("L", (at_least, at_least))  # leaves out detail while decoding
+        upright = ImageOps.exif_transpose(image)
+    if upright.mode == "F":
+        raise ValueError("grey levels are fractions, of unknown range")
+    if upright.mode.startswith("I"):
+        levels = np.asarray(upright, dtype=np.int64).clip(0)
+        spare = max(0, int(levels.max()).bit_length() - 8)
+        return Image.fromarray((levels >> spare).astype(np.uint8))
+    return upright.convert("L")
+
+
+def load_image(content: bytes, size: int, fit: Fit) -> np.ndarray:
+    """Decode a radiograph as an upright, grey square of (size, size) uint8.
+
+    Args:
+        content: the file, as for `read_grey`.
         size: pixels on a side.
         fit: "squash" ignores the proportions, as the published protocol does (arXiv 2406.15958);
             "letterbox" keeps them and pads with black.
@@ -64,19 +95,7 @@ def load_image(content: bytes, size: int, fit: Fit) -> np.ndarray:
     Raises:
         UNREADABLE: it is not a whole image.
     """
-    with Image.open(io.BytesIO(content)) as image:
-        # The JPEG decoder leaves out detail that a smaller picture does not need; twice the target
-        # size still leaves the quality to the resize below.
-        image.draft("L", (2 * size, 2 * size))
-        upright = ImageOps.exif_transpose(image)
-    if upright.mode == "F":
-        raise ValueError("grey levels are fractions, of unknown range")
-    if upright.mode.startswith("I"):
-        levels = np.asarray(upright, dtype=np.int64).clip(0)
-        spare = max(0, int(levels.max()).bit_length() - 8)
-        grey = Image.fromarray((levels >> spare).astype(np.uint8))
-    else:
-        grey = upright.convert("L")
+    grey = read_grey(content, at_least=2 * size)  # twice: the resize below sets the quality
     if fit == "squash":
         return np.array(grey.resize((size, size), Image.Resampling.BILINEAR))
     return np.array(ImageOps.pad(grey, (size, size), Image.Resampling.BILINEAR))

@@ -226,7 +226,7 @@ def test_what_a_vector_is_changes_only_with_the_preprocessing_version(tmp_path: 
     (tmp_path / "train" / "F").mkdir(parents=True)
     film = tmp_path / "train" / "F" / "film.png"
     Image.fromarray((x * 0.5 + (y > 150) * 90).astype(np.uint8)).save(film)
-    row = Row("images/F/film.png", "F", "train", "g", "", inspect(film)[0])
+    row = Row("images/F/film.png", "F", "train", "g", "", inspect(film).sha256)
     features, _, _ = features_of(Split(tmp_path, [row], ["F"], ""), tmp_path)
     top = features[0].topk(4)
     assert PREPROCESSING_VERSION == 1

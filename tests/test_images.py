@@ -101,7 +101,7 @@ def test_a_large_jpeg_is_decoded_at_less_detail_with_little_deviation(
 
 
 def test_a_truncated_file_is_refused_by_both_readers(drawn: Path) -> None:
-    faults = {path: inspect(path)[1] for path in sorted(drawn.glob("images/*/*"))}
+    faults = {path: inspect(path).fault for path in sorted(drawn.glob("images/*/*"))}
     truncated = [path for path, fault in faults.items() if fault]
     assert len(truncated) == 2
     for path in truncated:
@@ -128,7 +128,7 @@ def test_what_inspect_says_is_the_same_in_every_run(drawn: Path, tmp_path: Path)
     (tmp_path / ".hidden.jpg").write_bytes(next(drawn.glob("images/*/*")).read_bytes())
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
     names = ("notes.jpg", ".hidden.jpg", "broken")
-    assert [inspect(tmp_path / name)[1] for name in names] == [
+    assert [inspect(tmp_path / name).fault for name in names] == [
         "not an image",
         "hidden file",
         "No such file or directory",
