@@ -92,6 +92,12 @@ def test_each_class_is_cut_at_its_fractions_to_within_a_group(
             assert abs(counts[split] - fraction * counts.total()) <= 5
 
 
+def test_single_images_are_stratified_exactly() -> None:
+    after = assign_splits(some_rows([("F", 1, False), ("N", 1, False)] * 200), FRACTIONS, seed=42)
+    counts = Counter((row.label, row.split) for row in after)
+    assert [counts[label, split] for label in "FN" for split in SPLITS] == [160, 20, 20] * 2
+
+
 def test_another_seed_gives_another_split(rows: list[Row], drawn: Path) -> None:
     kept = exclude_copies(read_rows(drawn))
     assert assign_splits(kept, FRACTIONS, seed=42) == rows
