@@ -46,8 +46,9 @@ def main(config: Config, files: Sequence[str]) -> None:
     device, precision = pick_device(config.device, config.precision)
     model = restore(checkpoint, config.weights, precision)
     execution = (config.batch_size, config.workers, device)
-    backbone, weights = model.recipe.backbone, checkpoint["weights"].replace("none", "RANDOM")
-    print(f"run {folder.name}, epoch {checkpoint['epoch']}: {backbone}, {weights} weights")
+    weights = "RANDOM" if checkpoint["weights"] == "none" else checkpoint["weights"]
+    name = f"{model.recipe.backbone}, {weights} weights"
+    print(f"run {folder.name}, epoch {checkpoint['epoch']}: {name}")
     if paths:
         print_predictions(model, paths, *execution)
         return
@@ -63,7 +64,7 @@ def main(config: Config, files: Sequence[str]) -> None:
     figures = evaluate(is_positive, p_positive, THRESHOLD)
     origin = {
         "run": folder.name,
-        "backbone": backbone,
+        "backbone": model.recipe.backbone,
         "weights": checkpoint["weights"],
         "best_epoch": checkpoint["epoch"],
         "positive_class": model.positive,
@@ -78,7 +79,7 @@ def main(config: Config, files: Sequence[str]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image", "label", model.column, "predicted", "note"])
         for row, p in zip(rows, p_positive, strict=True):
-            writer.writerow([row.image, row.label, f"{p:.6f}", model.decide(p), ""])
+            writer.writerow([row.image, row.label, f"{p:.8f}", model.decide(p), ""])
         for row, reason in unreadable.items():
             writer.writerow([row.image, row.label, "", "", f"unreadable: {reason}"])
     print_figures(figures, model)

@@ -97,9 +97,9 @@ def exclude_copies(rows: Sequence[Row]) -> list[Row]:
         if others := [other for other in members[row.group] if other.label != row.label]:
             reason = f"contradictory: {others[0].image} has the same pixels"
             return replace(row, split="excluded", reason=reason)
-        return (
-            row if row == first else replace(row, split="excluded", reason=f"copy of {first.image}")
-        )
+        if row == first:
+            return row
+        return replace(row, split="excluded", reason=f"copy of {first.image}")
 
     return [judged(row) for row in rows]
 
