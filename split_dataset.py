@@ -2,6 +2,7 @@
 
     python split_dataset.py --data_root FracAtlas     # -> data/split
     python split_dataset.py --seed 1 --split_dir data/split-1
+    python split_dataset.py --check                   # is it still as it was made?
 
 Every file is decoded once. What cannot be decoded is excluded, and so are copies
 of the same pixels, all of them if their labels differ; manifest.csv names each.
@@ -26,8 +27,9 @@ from fracture.errors import InputError, exit_status
 
 if __name__ == "__main__":
     with exit_status():
-        PARSER = settings_parser(__doc__, "[--force] ")
+        PARSER = settings_parser(__doc__, "[--force | --check] ")
         PARSER.add_argument("--force", action="store_true", help="replace an existing split")
+        PARSER.add_argument("--check", action="store_true", help="verify an existing split")
         CONFIG, ARGUMENTS = parse_settings(PARSER)
 
 import yaml
@@ -35,11 +37,14 @@ from tqdm import tqdm
 
 from fracture.fracatlas import find_radiographs
 from fracture.images import inspect
-from fracture.manifest import FILE_NAME, SPLITS, Row, write_manifest
+from fracture.manifest import FILE_NAME, SPLITS, Row, read_split, write_manifest
 
 
-def main(config: Config, force: bool) -> None:
+def main(config: Config, force: bool, check: bool) -> None:
     data_root, split_dir = Path(config.data_root), Path(config.split_dir)
+    if check:
+        check_split(split_dir)
+        return
     if split_dir.exists():
         if not force:
             raise InputError(f"{split_dir} exists; replace it with --force, or pass --split_dir")
@@ -56,6 +61,29 @@ def main(config: Config, force: bool) -> None:
     print_flow(rows)
     print(f"\nsplit in {split_dir}, every file's fate in {split_dir / FILE_NAME}")
     print(f"next: python train.py --split_dir {split_dir}")
+
+
+def check_split(split_dir: Path) -> None:
+    """Verify that a split's files are those of its manifest, and that no copy straddles it.
+
+    Raises:
+        InputError: a file is missing, extra, changed or in another class, or a group is torn apart.
+    """
+    rows = read_split(split_dir, *SPLITS).rows
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = pool.map(lambda row: inspect(split_dir / row.place).sha256, rows)
+        for row, digest in zip(
+            rows, tqdm(digests, "checking", len(rows), disable=None), strict=True
+        ):
+            if digest != row.sha256:
+                raise InputError(f"{split_dir / row.place} has changed; split anew: --force")
+    home: dict[str, str] = {}
+    for row in rows:
+        if home.setdefault(row.group, row.split) != row.split:
+            raise InputError(
+                f"{row.place}: a copy of it is in {home[row.group]}; split anew: --force"
+            )
+    print(f"{split_dir}: {len(rows):,} files, each as {FILE_NAME} says, no copy in two splits")
 
 
 def read_rows(data_root: Path) -> list[Row]:
@@ -190,4 +218,4 @@ def print_flow(rows: Sequence[Row]) -> None:
 
 if __name__ == "__main__":
     with exit_status():
-        main(CONFIG, ARGUMENTS.force)
+        main(CONFIG, ARGUMENTS.force, ARGUMENTS.check)

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,14 @@ from fracture.errors import InputError
 from fracture.fracatlas import find_radiographs
 from fracture.images import inspect, read_grey
 from fracture.manifest import SPLITS, Row, read_manifest, read_split, write_manifest
-from split_dataset import assign_splits, exclude_copies, link_or_copy, read_rows, write_split
+from split_dataset import (
+    assign_splits,
+    check_split,
+    exclude_copies,
+    link_or_copy,
+    read_rows,
+    write_split,
+)
 from tests.conftest import run_script
 
 FRACTIONS = (0.8, 0.1, 0.1)
@@ -178,6 +186,28 @@ def test_a_missing_extra_or_moved_file_is_noticed(split_dir: Path) -> None:
     with pytest.raises(InputError, match="is missing"):
         read_split(split_dir, "val")
     read_split(split_dir, "train")
+
+
+def test_check_passes_a_split_and_finds_a_changed_file(split_dir: Path) -> None:
+    arguments = ("split_dataset.py", "--check", "--split_dir", split_dir.name)
+    good = run_script(split_dir.parent, *arguments)
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "no copy in two splits" in good.stdout
+    victim = next((split_dir / "test" / "Fractured").iterdir())
+    content = victim.read_bytes()
+    victim.unlink()  # a hard link: the source stays as it is
+    victim.write_bytes(content[:-1] + b"!")
+    bad = run_script(split_dir.parent, *arguments)
+    assert (bad.returncode, bad.stderr.count("\n")) == (2, 1)
+    assert f"{victim.name} has changed" in bad.stderr
+
+
+def test_check_finds_a_copy_in_two_splits(rows: list[Row], drawn: Path, tmp_path: Path) -> None:
+    train, test = (next(row for row in rows if row.split == name) for name in ("train", "test"))
+    leaky = [replace(row, group=train.group) if row == test else row for row in rows]
+    write_split(leaky, drawn, tmp_path / "leaky", "")
+    with pytest.raises(InputError, match="a copy of it is in"):
+        check_split(tmp_path / "leaky")
 
 
 def test_a_copy_serves_where_links_do_not_reach(drawn: Path, tmp_path: Path) -> None:
