@@ -77,7 +77,10 @@ def read_manifest(split_dir: Path) -> tuple[list[Row], str]:
         raise InputError(f"{split_dir}: no split here; make one: python split_dataset.py")
     content = path.read_bytes()
     text = content.decode("utf-8", errors="surrogateescape")
-    header, *lines = [*csv.reader(io.StringIO(text, newline=""))] or [[]]
+    try:
+        header, *lines = [*csv.reader(io.StringIO(text, newline=""))] or [[]]
+    except csv.Error:
+        header, lines = [], []
     if header != HEADER or any(len(line) != len(HEADER) for line in lines):
         raise InputError(f"{path}: damaged; split anew: python split_dataset.py --force")
     return [Row(*line) for line in lines], hashlib.sha256(content).hexdigest()
