@@ -67,7 +67,7 @@ def main(config: Config) -> None:
     if not len(train_set[1]) or not len(val_set[1]):
         raise InputError(f"{split.folder}: no readable image to train on, or none to validate on")
 
-    # The head trains on the CPU: a GPU gains nothing on steps this small, and this is repeatable.
+    # The head trains on the CPU: its steps are small, and there a run repeats bit for bit.
     torch.manual_seed(config.seed)
     head = Head(features.shape[1], config.dropout)
     optimizer = torch.optim.Adam(head.parameters(), lr=config.lr)
