@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from fracture.fracatlas import find_radiographs
 from fracture.images import inspect
-from fracture.manifest import FILE_NAME, SPLITS, Row, read_split, write_manifest
+from fracture.manifest import FILE_NAME, SPLIT_ANEW, SPLITS, Row, read_split, write_manifest
 
 
 def main(config: Config, force: bool, check: bool) -> None:
@@ -76,13 +76,11 @@ def check_split(split_dir: Path) -> None:
             rows, tqdm(digests, "checking", len(rows), disable=None), strict=True
         ):
             if digest != row.sha256:
-                raise InputError(f"{split_dir / row.place} has changed; split anew: --force")
+                raise InputError(f"{split_dir / row.place} has changed; {SPLIT_ANEW}")
     home: dict[str, str] = {}
     for row in rows:
         if home.setdefault(row.group, row.split) != row.split:
-            raise InputError(
-                f"{row.place}: a copy of it is in {home[row.group]}; split anew: --force"
-            )
+            raise InputError(f"{row.place}: a copy of it is in {home[row.group]}; {SPLIT_ANEW}")
     print(f"{split_dir}: {len(rows):,} files, each as {FILE_NAME} says, no copy in two splits")
 
 

@@ -13,6 +13,7 @@ from fracture.errors import InputError
 
 SPLITS = ("train", "val", "test")
 FILE_NAME = "manifest.csv"
+SPLIT_ANEW = "split anew: python split_dataset.py --force"
 HEADER = ["image", "class", "split", "group", "reason", "sha256"]
 
 
@@ -82,7 +83,7 @@ def read_manifest(split_dir: Path) -> tuple[list[Row], str]:
     except csv.Error:
         header, lines = [], []
     if header != HEADER or any(len(line) != len(HEADER) for line in lines):
-        raise InputError(f"{path}: damaged; split anew: python split_dataset.py --force")
+        raise InputError(f"{path}: damaged; {SPLIT_ANEW}")
     return [Row(*line) for line in lines], hashlib.sha256(content).hexdigest()
 
 
@@ -99,7 +100,6 @@ def read_split(split_dir: Path, *names: str) -> Split:
     if odd := sorted(listed ^ {file.relative_to(split_dir).as_posix() for file in files}):
         fault = "is missing" if odd[0] in listed else f"is not in {FILE_NAME}"
         raise InputError(
-            f"{split_dir / odd[0]} {fault} (files that disagree: {len(odd)}); "
-            "split anew: python split_dataset.py --force"
+            f"{split_dir / odd[0]} {fault} (files that disagree: {len(odd)}); {SPLIT_ANEW}"
         )
     return Split(split_dir, rows, sorted({row.label for row in all_rows}), digest)
