@@ -1,24 +1,28 @@
 """Split FracAtlas into ImageFolder directories, with a record of every file.
 
-    python split_dataset.py --data_root FracAtlas     # -> data/split
-    python split_dataset.py --seed 1 --split_dir data/split-1
+    python split_dataset.py                           # downloads FracAtlas -> data/split
+    python split_dataset.py --data_root FracAtlas.zip # or its folder
+    python split_dataset.py --folds 5 --split_dir data/folds    # for cross-validation
     python split_dataset.py --check                   # is it still as it was made?
 
-Every file is decoded once. What cannot be decoded is excluded, and so are copies
-of the same pixels, all of them if their labels differ; manifest.csv names each.
-The same files and seed give the same split on every machine.
+Every file is decoded once. What cannot be decoded is excluded; so are copies of the
+same pixels, and all of them if their labels differ. Near-copies share a split.
+manifest.csv names each file and its fate. The same files and seed give the same
+split on every machine.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from fractions import Fraction
 from itertools import product
 from pathlib import Path
 
@@ -35,32 +39,59 @@ if __name__ == "__main__":
 import yaml
 from tqdm import tqdm
 
-from fracture.fracatlas import find_radiographs
+from fracture.copies import exclude_copies
+from fracture.download import obtain
+from fracture.fracatlas import BODY_PARTS, body_part, find_radiographs
 from fracture.images import inspect
-from fracture.manifest import FILE_NAME, SPLIT_ANEW, SPLITS, Row, read_split, write_manifest
+from fracture.manifest import (
+    FILE_NAME,
+    SPLIT_ANEW,
+    SPLITS,
+    Row,
+    join_reasons,
+    read_split,
+    write_manifest,
+)
 
 
 def main(config: Config, force: bool, check: bool) -> None:
-    data_root, split_dir = Path(config.data_root), Path(config.split_dir)
+    split_dir = Path(config.split_dir)
     if check:
-        check_split(split_dir)
+        for folder in sorted(split_dir.glob("fold-*")) or [split_dir]:
+            check_split(folder)
         return
     if split_dir.exists():
         if not force:
             raise InputError(f"{split_dir} exists; replace it with --force, or pass --split_dir")
-        inside = {path.name for path in split_dir.iterdir()}
-        if FILE_NAME not in inside or inside - {*SPLITS, FILE_NAME, "config.yaml"}:
+        if not holds_split(split_dir):
             raise InputError(f"{split_dir} holds other things than a split: not replaced")
-    rows = exclude_copies(read_rows(data_root))
-    rows = assign_splits(rows, config.fractions, config.seed)
-    held = {(row.split, row.label) for row in rows}
-    for split, label in product(SPLITS, sorted({row.label for row in rows})):
-        if (split, label) not in held:
-            raise InputError(f"{data_root}: too few images: {split} would hold none of {label}")
-    write_split(rows, data_root, split_dir, yaml.safe_dump(asdict(config), sort_keys=False))
-    print_flow(rows)
-    print(f"\nsplit in {split_dir}, every file's fate in {split_dir / FILE_NAME}")
-    print(f"next: python train.py --split_dir {split_dir}")
+    data_root = obtain(Path(config.data_root), config.data_url, config.data_md5)
+    rows = read_rows(data_root)
+    classes = sorted({row.label for row in rows})
+    if config.positive_class not in classes:
+        raise InputError(f"positive_class is {config.positive_class!r}; allowed: {classes}")
+    splits = {".": assign_splits(rows, config.fractions, config.seed)}
+    if k := config.folds:
+        shares = Fraction(k - 2, k), Fraction(1, k), Fraction(1, k)
+        turns = {f"fold-{i + 1}": Fraction(i, k) for i in range(k)}
+        splits = {name: assign_splits(rows, shares, config.seed, t) for name, t in turns.items()}
+    for assigned in splits.values():
+        held = {(row.split, row.label) for row in assigned}
+        for split, label in product(SPLITS, classes):
+            if (split, label) not in held:
+                raise InputError(f"{data_root}: too few images: {split} would have no {label}")
+    write_splits(splits, data_root, split_dir, yaml.safe_dump(asdict(config), sort_keys=False))
+    print_flow(splits, config.positive_class)
+    print(f"\nsplit in {split_dir}, every file's fate in {FILE_NAME} there")
+    print(f"next: python train.py --split_dir {split_dir / next(iter(splits))}")
+
+
+def holds_split(folder: Path) -> bool:
+    """Whether a folder holds a split, or folds, and nothing else."""
+    inside = {path.name for path in folder.iterdir()}
+    if any(re.fullmatch(r"fold-\d+", name) for name in inside):
+        return all(re.fullmatch(r"fold-\d+", n) and holds_split(folder / n) for n in inside)
+    return FILE_NAME in inside and inside <= {*SPLITS, FILE_NAME, "config.yaml"}
 
 
 def check_split(split_dir: Path) -> None:
@@ -85,61 +116,36 @@ def check_split(split_dir: Path) -> None:
 
 
 def read_rows(data_root: Path) -> list[Row]:
-    """A row for every file of the source, each decoded once; the undecodable are excluded.
-
-    Files of identical pixels form a group.
-    """
+    """A row for every file of the source, each decoded once; split is "excluded" or still ""."""
     radiographs = find_radiographs(data_root)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow and hashlib release Python's lock
-        findings = pool.map(inspect, [radiograph.path for radiograph in radiographs])
-        bar = tqdm(findings, "reading", len(radiographs), unit=" images", disable=None)
-        return [
-            Row(r.image, r.label, "excluded", "", f"undecodable: {f.fault}", f.sha256)
-            if f.fault
-            else Row(r.image, r.label, "", f.pixels[:16], "", f.sha256)
-            for r, f in zip(radiographs, bar, strict=True)
-        ]
+        found = pool.map(inspect, [radiograph.path for radiograph in radiographs])
+        findings = [*tqdm(found, "reading", len(radiographs), unit=" images", disable=None)]
+    rows = []
+    for item, finding in zip(radiographs, findings, strict=True):
+        reason = f"undecodable: {finding.fault}" if finding.fault else ""
+        if item.spare_of:
+            reason = f"copy of {item.spare_of}, the same id in the other class folder"
+        split, group = ("excluded", "") if reason else ("", finding.pixels)
+        reason, digest = join_reasons(reason, item.note), finding.sha256
+        rows.append(Row(item.image, item.label, split, group, reason, digest, item.traits))
+    return exclude_copies(rows, {finding.pixels: finding.thumbnail for finding in findings})
 
 
-def exclude_copies(rows: Sequence[Row]) -> list[Row]:
-    """Of every group keep the first image by name; where its labels contradict each other, none.
+def assign_splits(
+    rows: Sequence[Row], shares: Sequence[float | Fraction], seed: int, turn: Fraction = Fraction(0)
+) -> list[Row]:
+    """Give every row that is not excluded a split: whole groups, stratified by class and body part.
 
-    A copy would count twice, and one of two labels on the same pixels is wrong: nobody knows which.
-
-    Args:
-        rows: `group` tells which images are copies of each other, "" for the undecodable.
-
-    Returns:
-        The rows in the same order, copies with the reason "copy of ..." or "contradictory: ...".
-    """
-    members = defaultdict(list)
-    for row in sorted(rows, key=lambda row: row.image):
-        members[row.group].append(row)
-
-    def judged(row: Row) -> Row:
-        first = members[row.group][0]
-        if row.split == "excluded" or len(members[row.group]) == 1:
-            return row
-        if others := [other for other in members[row.group] if other.label != row.label]:
-            reason = f"contradictory: {others[0].image} has the same pixels"
-            return replace(row, split="excluded", reason=reason)
-        if row == first:
-            return row
-        return replace(row, split="excluded", reason=f"copy of {first.image}")
-
-    return [judged(row) for row in rows]
-
-
-def assign_splits(rows: Sequence[Row], fractions: Sequence[float], seed: int) -> list[Row]:
-    """Give every row that is not excluded a split: whole groups, stratified by class.
-
-    Groups are taken in the order of a hash of the seed and their name, which depends on no
-    library's random numbers and on no file order; the first 80 % of a class are train, and so on.
+    The groups of a stratum stand in the order of a hash of the seed and their name, which depends
+    on no library's random numbers and on no file order; the first 80 % are train, and so on.
 
     Args:
         rows: `split` is "excluded" or still "".
-        fractions: shares of train, val and test.
-        seed: another seed, another split.
+        shares: of train, val and test.
+        seed: another seed, another order.
+        turn: fold k of K has k/K: each stratum's order begins that much later, and so all folds
+            together test every image once.
 
     Returns:
         The rows in the same order.
@@ -148,40 +154,43 @@ def assign_splits(rows: Sequence[Row], fractions: Sequence[float], seed: int) ->
     for row in rows:
         if row.split != "excluded":
             groups[row.group].append(row)
-    strata: dict[str, list[str]] = defaultdict(list)
+    strata: dict[tuple[str, str], list[str]] = defaultdict(list)
     for group, members in groups.items():
-        strata[min(row.label for row in members)].append(group)
+        strata[min((row.label, body_part(row.traits)) for row in members)].append(group)
+    train, val, _ = (Fraction(str(share)) for share in shares)  # exact: the folds' borders meet
     split_of = {}
     for names in strata.values():
         names.sort(key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
         total, placed = sum(len(groups[name]) for name in names), 0
         for name in names:
-            middle = (placed + len(groups[name]) / 2) / total
-            cuts = fractions[0], fractions[0] + fractions[1]
-            split_of[name] = SPLITS[sum(middle >= cut for cut in cuts)]
+            middle = (Fraction(2 * placed + len(groups[name]), 2 * total) + turn) % 1
+            split_of[name] = SPLITS[(middle >= train) + (middle >= train + val)]
             placed += len(groups[name])
     return [replace(row, split=row.split or split_of[row.group]) for row in rows]
 
 
-def write_split(rows: Sequence[Row], data_root: Path, split_dir: Path, settings: str) -> None:
+def write_splits(
+    splits: Mapping[str, Sequence[Row]], data_root: Path, split_dir: Path, settings: str
+) -> None:
     """Build the folders beside `split_dir` and rename them into place: never a half split.
 
     Args:
-        rows: where each file goes.
-        data_root: where they are.
+        splits: the rows of each split, by its folder in `split_dir`.
+        data_root: where the files are.
         split_dir: replaced if it exists.
-        settings: YAML that says how the split was made, kept beside the manifest.
+        settings: YAML that says how the split was made, kept beside each manifest.
     """
     split_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=split_dir.parent, prefix=f".{split_dir.name}-") as scratch:
         new = Path(scratch) / "new"
-        for row in rows:
-            if row.split != "excluded":
-                target = new / row.place
-                target.parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy((data_root / row.image).resolve(), target)
-        write_manifest(new / FILE_NAME, rows)
-        (new / "config.yaml").write_text(settings)
+        for name, rows in tqdm(splits.items(), "linking", unit=" splits", disable=None):
+            for row in rows:
+                if row.split != "excluded":
+                    target = new / name / row.place
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    link_or_copy((data_root / row.image).resolve(), target)
+            write_manifest(new / name / FILE_NAME, rows)
+            (new / name / "config.yaml").write_text(settings)
         if split_dir.exists():
             split_dir.rename(Path(scratch) / "old")
         new.rename(split_dir)
@@ -196,22 +205,36 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def print_flow(rows: Sequence[Row]) -> None:
-    """Say where the files went, by class, and why some were excluded."""
-    classes = sorted({row.label for row in rows})
-    counts = Counter((row.split, row.label) for row in rows)
-    print(f"{'':10}{'images':>8}" + "".join(f"{name:>16}" for name in classes))
-    for split in (*SPLITS, "excluded"):
-        by_class = [counts[split, name] for name in classes]
-        print(f"{split:10}{sum(by_class):8,}" + "".join(f"{count:16,}" for count in by_class))
-    print()
+def print_flow(splits: Mapping[str, Sequence[Row]], positive: str) -> None:
+    """Say where the files went, as CLAIM 2024 and TRIPOD+AI ask: found, excluded and why, kept."""
+    rows = next(iter(splits.values()))
+    print(f"files found{len(rows):12,}")
     named = defaultdict(list)
     for row in rows:
         if row.split == "excluded":
             named[row.reason.split()[0].strip(":")].append(Path(row.image).name)
     for reason, names in named.items():
         few = ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
-        print(f"excluded as {reason:14}{len(names):5,}: {few}")
+        print(f"  {reason:13}{len(names):8,}  {few}")
+    decided = [row for row in rows if "label:" in row.reason]
+    if decided:
+        print(f"label decided{len(decided):10,}  {Path(decided[0].image).name}, see {FILE_NAME}")
+    kept = [row for row in rows if row.split != "excluded"]
+    near = [size for size in Counter(row.group for row in kept).values() if size > 1]
+    print(f"kept{len(kept):19,}  {sum(near)} of them in {len(near)} groups of near-copies")
+
+    lines = {"kept": kept}
+    for name, assigned in splits.items():
+        for split in SPLITS if len(splits) == 1 else ("test",):
+            title = split if len(splits) == 1 else name
+            lines[title] = [row for row in assigned if row.split == split]
+    parts = [p for p in (*BODY_PARTS, "unknown") if any(body_part(r.traits) == p for r in kept)]
+    print(f"\nimages ({positive})" + (", of each fold those to test" if len(splits) > 1 else ""))
+    print(f"{'':8}" + "".join(f"{heading:>12}" for heading in ("all", *parts)))
+    for title, members in lines.items():
+        chosen = [members, *([r for r in members if body_part(r.traits) == p] for p in parts)]
+        cells = (f"{len(c):,} ({sum(r.label == positive for r in c)})" for c in chosen)
+        print(f"{title:8}" + "".join(f"{cell:>12}" for cell in cells))
 
 
 if __name__ == "__main__":

@@ -32,9 +32,12 @@ class Config:
     """
 
     data_root: str
+    data_url: str
+    data_md5: str
     split_dir: str
     cache_dir: str
     fractions: tuple[float, float, float]
+    folds: int
     positive_class: str
     run: str | None
     backbone: str
@@ -57,8 +60,11 @@ class Config:
         shares, run = self.fractions, self.run or "any"
         backbone = re.fullmatch(r"efficientnet-(b[0-8]|lite[0-2])", self.backbone)
         for name, fits, allowed in (
+            ("data_url", re.match(r"https?://", self.data_url), "an https:// address"),
+            ("data_md5", re.fullmatch(r"[0-9a-f]{32}", self.data_md5), "32 hexadecimal digits"),
             ("fractions", min(shares) > 0, "shares greater than 0"),
             ("fractions", abs(sum(shares) - 1) < 1e-6, "shares that add up to 1"),
+            ("folds", self.folds == 0 or 3 <= self.folds <= 100, "0 (no folds), or 3 to 100"),
             ("run", re.fullmatch(r"\w[\w.-]{,99}", run) and run != "latest", "a plain folder name"),
             ("backbone", backbone, "efficientnet-b0 to -b8, efficientnet-lite0 to -lite2"),
             ("image_size", 32 <= self.image_size <= 2048, "32 to 2048"),

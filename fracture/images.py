@@ -6,7 +6,7 @@ import hashlib
 import io
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +29,14 @@ UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.Decompressio
 class Finding:
     """What a file is: sha256 of its bytes and of its upright grey pixels, and why it is no image.
 
-    The digests are hexadecimal, "" where there is none; so is the fault of a good file.
+    The digests are hexadecimal, "" where there is none; so is the fault of a good file. The
+    thumbnail is (96, 96) uint8, upright and squashed; black for a bad file.
     """
 
     sha256: str = ""
     pixels: str = ""
     fault: str = ""
+    thumbnail: np.ndarray = field(default_factory=lambda: np.zeros((96, 96), np.uint8))
 
 
 def inspect(path: Path) -> Finding:
@@ -49,7 +51,8 @@ def inspect(path: Path) -> Finding:
     except UNREADABLE as error:
         return Finding(digest, fault=_reason(error))
     pixels = hashlib.sha256(f"{grey.size}".encode() + grey.tobytes()).hexdigest()
-    return Finding(digest, pixels)
+    thumbnail = np.array(grey.resize((96, 96), Image.Resampling.BOX))
+    return Finding(digest, pixels, thumbnail=thumbnail)
 
 
 def _reason(error: Exception) -> str:

@@ -14,7 +14,7 @@ from fracture.errors import InputError
 SPLITS = ("train", "val", "test")
 FILE_NAME = "manifest.csv"
 SPLIT_ANEW = "split anew: python split_dataset.py --force"
-HEADER = ["image", "class", "split", "group", "reason", "sha256"]
+HEADER = ["image", "class", "split", "group", "reason", "sha256", "traits"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class Row:
         label: class name.
         split: train, val, test or excluded.
         group: files of one group are copies of each other and share a split.
-        reason: why it is excluded, else "".
+        reason: why it is excluded, or how its label was decided; else "".
         sha256: of the file's bytes, hexadecimal.
+        traits: what dataset.csv says of it, as in "leg multiscan frontal".
     """
 
     image: str
@@ -36,6 +37,7 @@ class Row:
     group: str
     reason: str
     sha256: str
+    traits: str = ""
 
     @property
     def place(self) -> str:
@@ -60,6 +62,10 @@ class Split:
     sha256: str
 
 
+def join_reasons(*reasons: str) -> str:
+    return "; ".join(reason for reason in reasons if reason)
+
+
 def write_manifest(path: Path, rows: Iterable[Row]) -> None:
     # surrogateescape keeps file names that are not UTF-8, here and in read_manifest.
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -74,6 +80,8 @@ def read_manifest(split_dir: Path) -> tuple[list[Row], str]:
         InputError: there is no split here, or its manifest is damaged.
     """
     path = split_dir / FILE_NAME
+    if (split_dir / "fold-1").is_dir():
+        raise InputError(f"{split_dir} holds folds; take one: --split_dir {split_dir}/fold-1")
     if not path.is_file():
         raise InputError(f"{split_dir}: no split here; make one: python split_dataset.py")
     content = path.read_bytes()

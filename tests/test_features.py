@@ -16,7 +16,7 @@ from fracture.features import FeatureCache, Recipe, cached_features, pick_device
 from fracture.images import PREPROCESSING_VERSION, inspect, load_image
 from fracture.manifest import Row, Split, read_split
 from fracture.model import Backbone, Head, build_backbone, feature_width, find_weights
-from split_dataset import assign_splits, read_rows, write_split
+from split_dataset import assign_splits, read_rows, write_splits
 from train import shuffled, train_epoch
 
 CPU = torch.device("cpu")
@@ -27,7 +27,8 @@ RECIPE = Recipe(LITE, find_weights(LITE, "imagenet", 0), 64, "squash", "float32"
 @pytest.fixture(scope="session")
 def split_dir(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "split"
-    write_split(assign_splits(read_rows(drawn), (0.8, 0.1, 0.1), seed=42), drawn, folder, "")
+    rows = assign_splits(read_rows(drawn), (0.8, 0.1, 0.1), seed=42)
+    write_splits({".": rows}, drawn, folder, "")
     return folder
 
 

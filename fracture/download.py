@@ -1,0 +1,108 @@
+"""Getting the data set: a folder as it is, a zip unpacked, or nothing yet and downloaded."""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from zipfile import BadZipFile, ZipFile
+
+from tqdm import tqdm
+
+from fracture.errors import InputError
+
+EXPANSION = 20  # JPEGs do not shrink in a zip; an archive that grows more than this is a bomb
+
+
+def obtain(data_root: Path, url: str, md5: str) -> Path:
+    """The folder of a data set that is given as a folder or a zip, or is not there yet.
+
+    Args:
+        data_root: a folder, or a .zip that is unpacked beside itself. If there is neither, the
+            archive is downloaded to data_root.zip.
+        url: of the archive.
+        md5: of the archive, hexadecimal.
+
+    Raises:
+        InputError: it cannot be had, or the archive is damaged or not to be trusted.
+    """
+    if data_root.is_dir():
+        return data_root
+    if data_root.suffix.lower() == ".zip":
+        archive, folder = data_root, data_root.with_suffix("")
+    elif data_root.exists():
+        raise InputError(f"{data_root} is neither a folder nor a .zip")
+    else:
+        archive, folder = data_root.with_name(f"{data_root.name}.zip"), data_root
+    if folder.is_dir():
+        print(f"using {folder}, which lies beside {archive.name}")
+        return folder
+    if not archive.is_file():
+        download(url, md5, archive)
+    unpack(archive, folder)
+    return folder
+
+
+def download(url: str, md5: str, archive: Path) -> None:
+    """Fetch a file; it gets its name only when it is whole, and after a break it starts anew.
+
+    Raises:
+        InputError: nothing came, or not the file with this md5.
+    """
+    import pooch  # here, and requests with it: half a second that only a download needs
+    from requests import RequestException
+
+    print(f"downloading {url}")
+    bar = tqdm(total=1, desc=archive.name, unit="B", unit_scale=True, disable=None)  # total: pooch
+    fetch = pooch.HTTPDownloader(progressbar=bar)
+    pooch.get_logger().setLevel("ERROR")  # what it says, we say in one line
+    try:
+        pooch.retrieve(url, f"md5:{md5}", archive.name, archive.parent, downloader=fetch)
+    except RequestException as error:
+        status = getattr(error.response, "status_code", None)
+        reason = f"status {status}" if status else type(error).__name__
+    except ValueError:
+        reason = "what came has another md5"
+    except OSError as error:
+        raise InputError(f"{archive}: {error.strerror}") from error
+    else:
+        return
+    raise InputError(
+        f"{url} could not be downloaded ({reason}): get it by hand (its md5 is {md5}) and "
+        f"put it at {archive}, or pass --data_root FOLDER_OR_ZIP"
+    )
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip into a new folder, which appears only when it is whole.
+
+    A folder that holds all the rest of the archive is left out, so that `folder` is the data set
+    itself.
+
+    Raises:
+        InputError: the archive is damaged, encrypted, names a path outside itself, or expands to
+            more than `EXPANSION` times its size. Nothing stays of it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        whole = Path(scratch) / "whole"
+        whole.mkdir()
+        try:
+            with ZipFile(archive) as file:
+                members = [member for member in file.infolist() if not member.is_dir()]
+                for member in members:
+                    path = PurePosixPath(member.filename)
+                    if path.is_absolute() or ".." in path.parts or set(":\\") & set(str(path)):
+                        raise InputError(f"{archive}: names a path outside itself: {path}")
+                size = sum(member.file_size for member in members)
+                if size > EXPANSION * archive.stat().st_size:
+                    raise InputError(f"{archive}: would expand to {size:,} bytes, absurdly many")
+                for member in tqdm(members, "unpacking", unit=" files", disable=None):
+                    file.extract(member, whole)
+        except (BadZipFile, RuntimeError, NotImplementedError, zlib.error, EOFError) as error:
+            raise InputError(f"{archive}: not a whole zip file ({error}); get it again") from error
+        shutil.rmtree(whole / "__MACOSX", ignore_errors=True)
+        top = [path for path in whole.iterdir() if not path.name.startswith(".")]
+        is_wrapped = len(top) == 1 and top[0].is_dir() and top[0].name.lower() != "images"
+        (top[0] if is_wrapped else whole).rename(folder)

@@ -1,0 +1,195 @@
+"""Getting the data: whole and checked, or not at all and one line that says what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from fracture.download import download, obtain, unpack
+from fracture.errors import InputError
+from tests.conftest import ROOT, run_script
+
+NOWHERE = "http://127.0.0.1:9/FracAtlas.zip"  # nothing listens on the discard port
+
+
+@pytest.fixture(scope="module")
+def archive(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn data set as figshare gives FracAtlas: a zip with one folder in it."""
+    path = tmp_path_factory.mktemp("archive") / "FracAtlas.zip"
+    shutil.make_archive(str(path.with_suffix("")), "zip", drawn.parent, drawn.name)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(archive: Path) -> Iterator[str]:
+    """A server of the archive on this machine; other paths misbehave as real servers did."""
+    content = archive.read_bytes()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status = {"/missing": 404, "/empty": 202, "/broken": 500}.get(self.path, 200)
+            body = {"/good": content, "/wrong": content[:-1] + b"!", "/cut": content}
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body.get(self.path, b""))))
+            self.end_headers()
+            sent = body.get(self.path, b"")
+            self.wfile.write(sent[: len(sent) // 2] if self.path == "/cut" else sent)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_a_download_is_unpacked_into_the_data_root_and_split(
+    server: str, archive: Path, drawn: Path, tmp_path: Path
+) -> None:
+    address = ("--data_url", f"{server}/good", "--data_md5", md5(archive))
+    done = run_script(tmp_path, "split_dataset.py", *address)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert files_in(tmp_path / "data" / "FracAtlas") == files_in(drawn)
+    from_folder = run_script(
+        tmp_path, "split_dataset.py", "--data_root", str(drawn), "--split_dir", "other"
+    )
+    assert from_folder.returncode == 0
+    first, second = (tmp_path / name / "manifest.csv" for name in ("data/split", "other"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/wrong", "another md5"),
+        ("/cut", "ChunkedEncodingError"),
+        ("/missing", "status 404"),
+        ("/empty", "another md5"),
+        ("/broken", "status 500"),
+    ],
+)
+def test_what_is_not_the_file_is_not_kept(
+    server: str, archive: Path, tmp_path: Path, path: str, reason: str
+) -> None:
+    address = ("--data_url", f"{server}{path}", "--data_md5", md5(archive))
+    refused = run_script(tmp_path, "split_dataset.py", *address)
+    *bars, line = refused.stderr.strip().split("\n")
+    assert (refused.returncode, bars) == (2, [])
+    assert reason in line
+    assert f"{server}{path}" in line
+    assert md5(archive) in line
+    assert "data/FracAtlas.zip" in line
+    assert files_in(tmp_path) == {}
+
+
+def test_after_a_broken_download_the_next_one_succeeds(
+    server: str, archive: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "FracAtlas.zip"
+    with pytest.raises(InputError, match="ChunkedEncodingError"):
+        download(f"{server}/cut", md5(archive), target)
+    assert list(tmp_path.iterdir()) == []
+    download(f"{server}/good", md5(archive), target)
+    assert target.read_bytes() == archive.read_bytes()
+
+
+def test_without_a_network_one_line_says_what_to_put_where(tmp_path: Path) -> None:
+    refused = run_script(tmp_path, "split_dataset.py", "--data_url", NOWHERE)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    for told in (NOWHERE, "fe9da2c7c285915ebee69dfdab8fd396", "data/FracAtlas.zip"):
+        assert told in refused.stderr
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(
+    server: str, archive: Path, tmp_path: Path
+) -> None:
+    """On a file system of 64 KiB, in a mount namespace of its own."""
+    code = (
+        "import sys; from pathlib import Path; from fracture.download import download;"
+        "from fracture.errors import exit_status\n"
+        "with exit_status(): download(sys.argv[1], sys.argv[2], Path('small/FracAtlas.zip'))"
+    )
+    python = [sys.executable, "-c", code, f"{server}/good", md5(archive)]
+    (tmp_path / "small").mkdir()
+    mounted = 'mount -t tmpfs -o size=64k none small && { "$@"; s=$?; ls -A small; exit $s; }'
+    done = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", mounted, "sh", *python],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("needs a mount namespace")
+    assert done.returncode == 2
+    assert "FracAtlas.zip: No space left on device" in done.stderr
+    assert done.stdout.splitlines()[1:] == []
+
+
+def test_a_zip_that_is_there_is_unpacked_beside_itself_and_once(
+    archive: Path, drawn: Path, tmp_path: Path
+) -> None:
+    shutil.copy(archive, tmp_path / "My films.zip")
+    for _ in range(2):
+        folder = obtain(tmp_path / "My films.zip", NOWHERE, "")
+        assert folder == tmp_path / "My films"
+        assert files_in(folder) == files_in(drawn)
+    assert {path.name for path in tmp_path.iterdir()} == {"My films", "My films.zip"}
+
+
+def zipped(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("name", ["../evil.txt", "/evil.txt", "a/../../evil.txt", "..\\evil.txt"])
+def test_no_path_of_an_archive_leaves_its_folder(tmp_path: Path, name: str) -> None:
+    bad = zipped(tmp_path / "bad.zip", {"images/F/a.jpg": b"x", name: b"evil"})
+    with pytest.raises(InputError, match="outside"):
+        unpack(bad, tmp_path / "sub" / "bad")
+    assert files_in(tmp_path).keys() == {"bad.zip"}
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    bomb = zipped(tmp_path / "bomb.zip", {"images/F/a.jpg": bytes(10_000_000)})
+    with pytest.raises(InputError, match="10,000,000 bytes"):
+        unpack(bomb, tmp_path / "bomb")
+    assert files_in(tmp_path).keys() == {"bomb.zip"}
+
+
+def test_a_damaged_zip_leaves_nothing(archive: Path, tmp_path: Path) -> None:
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    for damaged in (content, content[: len(content) // 2], b"", b"no zip at all"):
+        (tmp_path / "bad.zip").write_bytes(damaged)
+        with pytest.raises(InputError, match="not a whole zip"):
+            unpack(tmp_path / "bad.zip", tmp_path / "bad")
+        assert files_in(tmp_path).keys() == {"bad.zip"}
+
+
+def test_a_file_that_is_no_zip_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match=r"neither a folder nor a \.zip"):
+        obtain(tmp_path / "notes.txt", NOWHERE, "")
