@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 from fracture.manifest import Row, join_reasons
 
-# Chosen on FracAtlas: all its near-copies are nearer than 0.11 to each other, and agree by more
-# than 0.99; films of two patients agree by less than 0.89. See README, "Copies".
+# Chosen on FracAtlas, whose copies are nearer than 0.11 to each other and agree by more than 0.99;
+# films of two patients agree by 0.87 at most. See README, "The split".
 RADIUS = 0.2
 NEIGHBOURS = 4
 AGREEMENT = 0.9
@@ -99,10 +99,10 @@ def candidates(known: np.ndarray, turned: np.ndarray) -> np.ndarray:
     Returns:
         (P, 2) indices into turned and known.
     """
-    # The 24 lowest frequencies find, all 64 decide: a tree of 64 dimensions would be slow. With
+    # The 12 lowest frequencies find, all 64 decide: a tree of 64 dimensions would be slow. With
     # eps=2 a neighbour may be overlooked between a third of the radius and the whole.
-    tree = KDTree(known[:, :4, :6].reshape(len(known), -1))
-    coarse = turned[:, :4, :6].reshape(len(known), -1)[tree.indices]  # neighbours in a row: cached
+    tree = KDTree(known[:, :3, :4].reshape(len(known), -1))
+    coarse = turned[:, :3, :4].reshape(len(known), -1)[tree.indices]  # neighbours in a row: cached
     distance, found = tree.query(coarse, NEIGHBOURS + 1, eps=2, distance_upper_bound=RADIUS)
     is_near = np.isfinite(distance).ravel()
     first = np.repeat(np.asarray(tree.indices), NEIGHBOURS + 1)[is_near]
