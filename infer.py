@@ -2,10 +2,14 @@
 
     python infer.py                       # the latest run on the test split
     python infer.py --run NAME            # another run
-    python infer.py film.jpg folder/      # probabilities for files
+    python infer.py film.jpg folder/      # a table: probability and decision for each file
+    find . -name '*.png' | python infer.py - --at sensitivity90 --out found.csv
+    python infer.py --compare A B         # is run A better than run B, both tested before?
+    python infer.py --pool fold-1 fold-2 fold-3     # figures over all folds of a split
 
-Backbone, weights, preprocessing and classes come from the run's checkpoint, not
-from config.yaml; so does the split, if the one in config.yaml is another.
+Backbone, weights, preprocessing, classes, temperature and thresholds come from the
+run's checkpoint, not from config.yaml; so does the split, if the one in config.yaml
+is another. Test images choose nothing.
 """
 
 from __future__ import annotations
@@ -13,80 +17,104 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from fracture.config import Config, parse_settings, settings_parser
 from fracture.errors import InputError, exit_status
 
+POINTS = ("protocol", "sensitivity90", "youden")
+
 if __name__ == "__main__":
     with exit_status():  # before the slow imports: --help and a wrong setting answer at once
         PARSER = settings_parser(__doc__, "[FILE_OR_FOLDER ...] ")
-        PARSER.add_argument("files", nargs="*", default=[], help="images or folders to predict")
+        add = PARSER.add_argument
+        add("files", nargs="*", default=[], help="images or folders to predict; - reads paths")
+        add(
+            "--at",
+            choices=POINTS,
+            default=POINTS[0],
+            help="operating point of decisions [%(default)s]",
+        )
+        add("--out", metavar="FILE", help="write the predictions to a .csv or .json file too")
+        add("--heatmaps", metavar="DIR", help="write each film with its heat map as a PNG")
+        add("--compare", nargs=2, metavar="RUN", help="paired comparison of two tested runs")
+        add("--pool", nargs="+", metavar="RUN", help="figures over several folds' tested runs")
         CONFIG, ARGUMENTS = parse_settings(PARSER)
 
 import numpy as np
-import torch
+import yaml
+from jsonargparse import Namespace
 from PIL import Image
 
 from fracture.checkpoint import find_run, load_checkpoint
-from fracture.features import Recipe, backbone_pass, cached_features, pick_device
-from fracture.manifest import FILE_NAME, Split, read_manifest, read_split
-from fracture.metrics import evaluate
-from fracture.model import Head, feature_width, find_weights
+from fracture.classifier import Classifier, restore
+from fracture.compare import compare_runs, pool_runs
+from fracture.evaluation import evaluate_test
+from fracture.features import cached_features, pick_device
+from fracture.heatmaps import heat_maps, localisation, overlay, read_boxes
+from fracture.manifest import FILE_NAME, Row, Split, read_manifest, read_split
+from fracture.predict import find_images, predict
+from fracture.report import TITLES, as_text, draw_plots, write_report
+from fracture.tracking import log_results, pick_mode
 
-THRESHOLD = 0.5  # the protocol's: the more probable class
 
-
-def main(config: Config, files: Sequence[str]) -> None:
-    paths = find_images(files)
+def main(config: Config, arguments: Namespace) -> None:
+    if arguments.compare or arguments.pool:
+        runs = [find_run(name) for name in arguments.compare or arguments.pool]
+        (compare_runs if arguments.compare else pool_runs)(runs)
+        return
+    paths = find_images(arguments.files)
     folder = find_run(config.run)
     checkpoint = load_checkpoint(folder / "best.pt")
     device, precision = pick_device(config.device, config.precision)
-    model = restore(checkpoint, config.weights, precision)
+    classifier = restore(checkpoint, config.weights, precision)
     execution = (config.batch_size, config.workers, device)
     weights = "RANDOM" if checkpoint["weights"] == "none" else checkpoint["weights"]
-    name = f"{model.recipe.backbone}, {weights} weights"
+    name = f"{classifier.recipe.backbone}, {weights} weights"
     print(f"run {folder.name}, epoch {checkpoint['epoch']}: {name}")
     if paths:
-        print_predictions(model, paths, *execution)
+        predict(classifier, paths, arguments.at, arguments.out, arguments.heatmaps, *execution)
         return
 
     split = own_split(checkpoint, Path(config.split_dir))
     features, rows, unreadable = cached_features(
-        split, model.recipe, Path(config.cache_dir), *execution
+        split, classifier.recipe, Path(config.cache_dir), *execution
     )
     if not rows:
         raise InputError(f"{split.folder}: no test image can be read")
-    p_positive = model.p_positive(features)
-    is_positive = np.array([row.label == model.positive for row in rows])
-    figures = evaluate(is_positive, p_positive, THRESHOLD)
-    origin = {
+    all_rows = read_manifest(split.folder)[0]
+    train_rows = [row for row in all_rows if row.split == "train"]
+    margin = classifier.margin(features)
+    sizes = np.array([(split.folder / row.place).stat().st_size for row in rows])
+    results = evaluate_test(classifier, margin, rows, train_rows, sizes)
+    results |= {
         "run": folder.name,
-        "backbone": model.recipe.backbone,
+        "backbone": classifier.recipe.backbone,
         "weights": checkpoint["weights"],
+        "weights_text": weights,
         "best_epoch": checkpoint["epoch"],
-        "positive_class": model.positive,
-        "threshold": THRESHOLD,
+        "positive_class": classifier.positive,
         "unreadable": len(unreadable),
         "manifest_sha256": split.sha256,
+        "provenance": provenance(checkpoint, split),
     }
-    results = folder / "test"
-    results.mkdir(exist_ok=True)
-    (results / "metrics.json").write_text(json.dumps(figures | origin, indent=2) + "\n")
-    with (results / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image", "label", model.column, "predicted", "note"])
-        for row, p in zip(rows, p_positive, strict=True):
-            writer.writerow([row.image, row.label, f"{p:.8f}", model.decide(p), ""])
-        for row, reason in unreadable.items():
-            writer.writerow([row.image, row.label, "", "", f"unreadable: {reason}"])
-    print_figures(figures, model)
+    p = classifier.p_positive(features)
+    films, results["localisation"] = look(classifier, split, rows, p)
+    output = folder / "test"
+    output.mkdir(exist_ok=True)
+    write_predictions(output / "predictions.csv", classifier, rows, p, unreadable)
+    (output / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    drawn = draw_plots(results, classifier, margin, rows, history)
+    write_report(output, results, drawn, films, all_rows, checkpoint["settings"])
+    log_results(pick_mode(config.wandb_mode), config.wandb_project, folder, results, output)
+    print_figures(results)
     if unreadable:
         print(f"\nleft out as unreadable: {len(unreadable)}, named in predictions.csv")
-    print(f"\ntest accuracy {figures['accuracy']['value']:.4f}")
-    print(f"metrics.json and predictions.csv are in {results}")
+    print(f"\ntest accuracy {results['accuracy']['value']:.4f}")
+    print(f"report.html, metrics.json and predictions.csv are in {output}")
 
 
 def own_split(checkpoint: dict[str, Any], split_dir: Path) -> Split:
@@ -108,122 +136,77 @@ def own_split(checkpoint: dict[str, Any], split_dir: Path) -> Split:
     )
 
 
-@dataclass(frozen=True)
-class Model:
-    """A trained head with all that it needs to judge an image; nothing is left to choose."""
-
-    head: Head
-    recipe: Recipe
-    positive: str
-    negative: str
-    positive_index: int
-
-    @torch.inference_mode()
-    def p_positive(self, features: torch.Tensor) -> np.ndarray:
-        """(N, width) features to the (N,) probabilities of the positive class."""
-        return self.head(features).softmax(1)[:, self.positive_index].numpy()
-
-    @property
-    def column(self) -> str:
-        return f"p_{self.positive.lower()}"
-
-    def decide(self, p_positive: float) -> str:
-        return self.positive if p_positive >= THRESHOLD else self.negative
+def provenance(checkpoint: dict[str, Any], split: Split) -> dict[str, str]:
+    """What the results depend on: hashes and versions."""
+    packages = ("torch", "efficientnet-pytorch", "pillow", "numpy", "scikit-learn")
+    return {
+        "split (sha256 of its manifest)": split.sha256,
+        "backbone's weights": checkpoint["recipe"]["weights"],
+        "preprocessing": f"version {checkpoint['recipe']['preprocessing']}",
+        "versions": ", ".join(f"{name} {version(name)}" for name in packages),
+    }
 
 
-def restore(checkpoint: dict[str, Any], own_weights: str, precision: str) -> Model:
-    """Rebuild what was trained.
-
-    Args:
-        checkpoint: as train.py saved it.
-        own_weights: the setting `weights`, for a run trained on a file that has moved since.
-        precision: of the backbone on this machine.
-
-    Raises:
-        InputError: the backbone's weights or the preprocessing here are not those of the training.
-    """
-    trained, then = checkpoint["recipe"], checkpoint["settings"]
-    moved = checkpoint["weights"].startswith("file ") and not Path(then["weights"]).is_file()
-    weights = find_weights(
-        trained["backbone"], own_weights if moved else then["weights"], then["seed"]
-    )
-    recipe = Recipe(trained["backbone"], weights, trained["image_size"], trained["fit"], precision)
-    for name, value in recipe.describe().items():
-        if value != trained[name] and name != "precision":
-            raise InputError(
-                f"the run was trained with {name} {trained[name]} ({checkpoint['weights']} "
-                f"weights), not {value}; pass its --weights FILE, or train again"
-            )
-    head = Head(feature_width(recipe.backbone), dropout=0).eval()
-    head.load_state_dict(checkpoint["head"])
-    index = checkpoint["classes"].index(checkpoint["positive_class"])
-    negative = checkpoint["classes"][1 - index]
-    return Model(head, recipe, checkpoint["positive_class"], negative, index)
+def look(
+    classifier: Classifier, split: Split, rows: Sequence[Row], p: np.ndarray
+) -> tuple[dict[str, list[tuple[str, float, Image.Image]]], dict[str, Any] | None]:
+    """Heat maps of the worst misses and false alarms, and how well those of fractures point."""
+    positive = np.array([row.label == classifier.positive for row in rows])
+    order = np.argsort(p)
+    worst = {
+        "Worst misses": [int(i) for i in order if positive[i] and p[i] < 0.5][:6],
+        "Worst false alarms": [int(i) for i in order[::-1] if not positive[i] and p[i] >= 0.5][:6],
+    }
+    settings = yaml.safe_load((split.folder / "config.yaml").read_text())
+    source = Path(settings["data_root"])
+    boxes = read_boxes(source.with_suffix("") if source.suffix == ".zip" else source)
+    boxed = [i for i in np.flatnonzero(positive).tolist() if Path(rows[i].image).name in boxes]
+    wanted = sorted({*boxed, *(i for some in worst.values() for i in some)})
+    paths = {i: split.folder / rows[i].place for i in wanted}
+    heats = dict(zip(wanted, heat_maps(classifier, [*paths.values()]), strict=True))
+    films = {
+        heading: [(paths[i].name, float(p[i]), overlay(paths[i], heats[i], 400)) for i in some]
+        for heading, some in worst.items()
+    }
+    scored = {paths[i].name: heats[i] for i in boxed}
+    return films, localisation(scored, boxes) if scored else None
 
 
-def find_images(given: Sequence[str]) -> list[Path]:
-    """The files given, and in folders every file of a kind that Pillow reads.
-
-    Raises:
-        InputError: a path does not exist, or there is no image in the folders.
-    """
-    kinds = {kind for kind, name in Image.registered_extensions().items() if name in Image.OPEN}
-    paths: list[Path] = []
-    for name in given:
-        path = Path(name)
-        if path.is_dir() and name:
-            inside = sorted(path.rglob("*"))
-            paths += [file for file in inside if file.suffix.lower() in kinds and file.is_file()]
-        elif path.is_file():
-            paths.append(path)
-        else:
-            raise InputError(f"{name!r}: no such file or folder")
-    if given and not paths:
-        raise InputError(f"{', '.join(given)}: no images in here")
-    return paths
-
-
-def print_predictions(
-    model: Model, paths: Sequence[Path], batch_size: int, workers: int, device: torch.device
+def write_predictions(
+    path: Path,
+    classifier: Classifier,
+    rows: Sequence[Row],
+    p_positive: np.ndarray,
+    unreadable: dict[Row, str],
 ) -> None:
-    """Print a line for each file, in order; an unreadable one gets its reason and stops nothing.
-
-    Raises:
-        InputError: not one of the files could be read.
-    """
-    lines: dict[int, str] = {}
-    unreadable: dict[int, str] = {}
-    batches = backbone_pass(paths, None, model.recipe, batch_size, workers, device)
-    for done, vectors, bad in batches:
-        for index, p in zip(done, model.p_positive(torch.from_numpy(vectors)), strict=True):
-            lines[index] = f"{p:11.4f}  {model.decide(p):15}{paths[index]}"
-        unreadable |= bad
-    if not lines:
-        raise InputError(f"no file could be read: {paths[0]}: {unreadable[0]}")
-    for index, reason in unreadable.items():
-        lines[index] = f"{'':11}  {'unreadable':15}{paths[index]}: {reason}"
-    print(f"{model.column:11}  {'predicted':15}file")
-    print("\n".join(lines[index] for index in range(len(paths))))
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", "group", "label", classifier.column, "predicted", "note"])
+        for row, p in zip(rows, p_positive, strict=True):
+            decision = classifier.decide(p, "protocol")
+            writer.writerow([row.image, row.group, row.label, f"{p:.8f}", decision, ""])
+        for row, reason in unreadable.items():
+            writer.writerow([row.image, row.group, row.label, "", "", f"unreadable: {reason}"])
 
 
-def print_figures(figures: dict[str, Any], model: Model) -> None:
-    titles = {"accuracy": "test accuracy", "roc_auc": "ROC-AUC"}
-    print(f"{'':14}{'value':>9}   {'95 % interval':16}  images")
-    for name in ("accuracy", "sensitivity", "specificity", "roc_auc"):
-        figure = figures[name]
-        value = "undefined" if figure["value"] is None else f"{figure['value']:.4f}"
-        interval = "" if figure["low"] is None else f"{figure['low']:.3f} to {figure['high']:.3f}"
-        print(f"{titles.get(name, name):14}{value:>9}   {interval:16}{figure['n']:>8,}")
-    counts = figures["confusion_matrix"]
-    positives, negatives = counts["tp"] + counts["fn"], counts["tn"] + counts["fp"]
-    commoner = model.positive if positives > negatives else model.negative
-    share = max(positives, negatives) / (positives + negatives)
-    print(f"\nalways answering {commoner} would have an accuracy of {share:.4f}")
-    print(f"\n{'true':16}{'predicted ' + model.positive:>24}{model.negative:>16}")
-    print(f"{model.positive:16}{counts['tp']:24,}{counts['fn']:16,}")
-    print(f"{model.negative:16}{counts['fp']:24,}{counts['tn']:16,}")
+def print_figures(results: dict[str, Any]) -> None:
+    for name, title in TITLES.items():
+        print(f"{title:28}{as_text(results[name]):26}{results[name]['n']:>6,} images")
+    print("\nbaselines, without looking at an image")
+    for name, figures in results["baselines"].items():
+        auc = f", ROC-AUC {as_text(figures['roc_auc'])}" if "roc_auc" in figures else ""
+        print(f"{name:20}accuracy {as_text(figures['accuracy'])}{auc}")
+    print(f"\n{'operating point':17}{'from':>7}  {'sensitivity':24}{'specificity':24}")
+    for name, point in results["operating_points"].items():
+        cells = (f"{as_text(point[figure]):24}" for figure in ("sensitivity", "specificity"))
+        print(f"{name:17}{point['threshold']:7.4f}  {''.join(cells)}".rstrip())
+    if found := results["localisation"]:
+        game, energy = found["pointing_game"], found["energy_in_box"]
+        print(f"\nheat maps on {game['map']['n']} test images with fracture boxes")
+        for who in ("map", "centred blob", "uniform"):
+            print(f"{who:14}in a box {as_text(game[who]):24}  heat in boxes {as_text(energy[who])}")
 
 
 if __name__ == "__main__":
     with exit_status():
-        main(CONFIG, ARGUMENTS.files)
+        main(CONFIG, ARGUMENTS)

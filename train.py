@@ -36,6 +36,7 @@ from torch.nn.functional import cross_entropy
 from fracture.checkpoint import new_run, save_checkpoint, set_latest
 from fracture.features import Recipe, cached_features, pick_device
 from fracture.manifest import read_split
+from fracture.metrics import calibrated, choose_thresholds, fit_temperature
 from fracture.model import Head, find_weights
 from fracture.tracking import pick_mode, tracking
 
@@ -61,11 +62,12 @@ def main(config: Config) -> None:
     for row, reason in unreadable.items():
         print(f"set aside, unreadable: {row.image}: {reason}")
     labels = torch.tensor([split.classes.index(row.label) for row in rows])
+    positive = split.classes.index(config.positive_class)
     is_train = torch.tensor([row.split == "train" for row in rows])
     train_set = features[is_train], labels[is_train]
     val_set = features[~is_train], labels[~is_train]
-    if not len(train_set[1]) or not len(val_set[1]):
-        raise InputError(f"{split.folder}: no readable image to train on, or none to validate on")
+    if not len(train_set[1]) or len(val_set[1].unique()) < 2:
+        raise InputError(f"{split.folder}: no readable image to train on, or of a class in val")
 
     # The head trains on the CPU: its steps are small, and there a run repeats bit for bit.
     torch.manual_seed(config.seed)
@@ -99,7 +101,8 @@ def main(config: Config) -> None:
             checkpoint |= {"epoch": epoch, "head": head.state_dict(), "best": best}
             save_checkpoint(folder / "last.pt", checkpoint | {"optimizer": optimizer.state_dict()})
             if is_best:
-                save_checkpoint(folder / "best.pt", checkpoint)
+                decision = choose_decision(head, *val_set, positive)
+                save_checkpoint(folder / "best.pt", checkpoint | decision)
             log_epoch(figures, is_best, folder / "history.jsonl", tracker)
         tracker.summary.update({f"best_{name}": value for name, value in best.items()})
     set_latest(folder)
@@ -145,6 +148,19 @@ def validate(head: Head, features: torch.Tensor, labels: torch.Tensor) -> dict[s
     correct = int((logits.argmax(1) == labels).sum())
     loss = cross_entropy(logits, labels).item()
     return {"val_loss": loss, "val_accuracy": correct / len(labels)}
+
+
+@torch.inference_mode()
+def choose_decision(
+    head: Head, features: torch.Tensor, labels: torch.Tensor, positive: int
+) -> dict[str, Any]:
+    """What turns logits into decisions, chosen on validation images: temperature and thresholds."""
+    logits = head.eval()(features).double()
+    margin = (logits[:, positive] - logits[:, 1 - positive]).numpy()
+    is_positive = (labels == positive).numpy()
+    temperature = fit_temperature(is_positive, margin)
+    thresholds = choose_thresholds(is_positive, calibrated(margin, temperature))
+    return {"temperature": temperature, "thresholds": thresholds}
 
 
 def rank(figures: dict[str, float], select_by: SelectBy) -> tuple[float, float]:

@@ -64,7 +64,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; the run did not finish an epoch")
     content = load_tensors(path)
-    if not {"head", "recipe", "weights", "classes", "settings", "epoch"} <= content.keys():
+    if not {"head", "recipe", "weights", "classes", "settings", "thresholds"} <= content.keys():
         raise InputError(f"{path}: not a checkpoint of train.py")
     return content
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from fracture.config import Fit
+from fracture.dicom import is_dicom, read_dicom
 from fracture.errors import one_line
 
 # Part of the features' key: raise it with every change to what load_image or Backbone.forward give.
@@ -73,6 +74,8 @@ def read_grey(content: bytes, at_least: int = 0) -> Image.Image:
     Raises:
         UNREADABLE: it is not a whole image.
     """
+    if is_dicom(content):
+        return read_dicom(content)
     with Image.open(io.BytesIO(content)) as image:
         if at_least:
             image.draft("L", (at_least, at_least))  # leaves out detail while decoding

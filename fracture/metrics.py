@@ -1,43 +1,187 @@
-"""Labels and probabilities to figures with intervals; pure functions."""
+"""Labels and probabilities to figures with intervals, thresholds and temperature; pure functions.
+
+A figure is a dict of `value`, `low` and `high` (its 95 % interval) and `n`, the images it is of;
+null where undefined. Proportions have Wilson's interval (JASA 22:209, 1927); all others the
+percentiles of a bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13)
+that draws groups of copies, not images: copies do not vary independently.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, log_expit
 from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, roc_auc_score
+from sklearn.metrics import confusion_matrix, roc_curve
+
+Figure = dict[str, Any]
+
+RESAMPLES = 2000
+BINS = 10  # of the expected calibration error, of equal width
 
 
-def proportion(successes: int, n: int) -> dict[str, Any]:
-    """A proportion with Wilson's 95 % score interval (Wilson, JASA 22:209, 1927)."""
+def proportion(successes: int, n: int) -> Figure:
+    """A proportion with Wilson's 95 % score interval."""
     if n == 0:
         return {"value": None, "low": None, "high": None, "n": 0}
     interval = binomtest(successes, n).proportion_ci(0.95, method="wilson")
     return {"value": successes / n, "low": interval.low, "high": interval.high, "n": n}
 
 
-def evaluate(is_positive: np.ndarray, p_positive: np.ndarray, threshold: float) -> dict[str, Any]:
-    """Figures of a binary classifier.
+def resample(groups: np.ndarray, count: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """How often each image counts in each of `count` draws of whole groups, with replacement.
 
     Args:
-        is_positive: (N,) bool, the truth.
-        p_positive: (N,) float, the predicted probability of the positive class.
-        threshold: from this probability on, an image is predicted positive.
+        groups: (N,) names; images of one name are drawn together.
 
     Returns:
-        `accuracy`, `sensitivity`, `specificity` and `roc_auc`, each with `value`, `low`, `high`
-        (its 95 % interval) and `n`, null where undefined; and `confusion_matrix` as counts.
+        (count, N) int.
     """
-    predicted = p_positive >= threshold
-    matrix = confusion_matrix(is_positive, predicted, labels=[False, True])
-    tn, fp, fn, tp = matrix.ravel().tolist()
-    n = tn + fp + fn + tp
-    auc = float(roc_auc_score(is_positive, p_positive)) if 0 < tp + fn < n else None
-    return {
-        "accuracy": proportion(tp + tn, n),
-        "sensitivity": proportion(tp, tp + fn),
-        "specificity": proportion(tn, tn + fp),
-        "roc_auc": {"value": auc, "low": None, "high": None, "n": n},
-        "confusion_matrix": {"tn": tn, "fp": fp, "fn": fn, "tp": tp},
+    names, group_of = np.unique(groups, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), count)
+    return draws[:, group_of]
+
+
+def cumulated(
+    is_positive: np.ndarray, p_positive: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """True and false positives at every threshold, from the highest probability down.
+
+    Args:
+        is_positive: (N,) bool.
+        p_positive: (N,) float; equal ones are passed together.
+        weights: (B, N), how often each image counts.
+
+    Returns:
+        Two arrays of (B, levels + 1); the first column is 0.
+    """
+    order = np.argsort(-p_positive, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(p_positive[order])), len(order) - 1)
+    of_class = (weights[:, order] * (is_positive[order] == label) for label in (True, False))
+    tp, fp = (np.cumsum(counts, 1)[:, ends] for counts in of_class)
+    return np.pad(tp, ((0, 0), (1, 0))), np.pad(fp, ((0, 0), (1, 0)))
+
+
+def ranking_figures(
+    is_positive: np.ndarray, p_positive: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Figures that need no threshold, each (B,) for (B, N) weights; NaN where undefined.
+
+    `roc_auc` (ties count half), `average_precision` (the step function's area, as scikit-learn
+    has it), `brier` (mean squared error) and `ece`, the expected calibration error (Guo et al.,
+    "On Calibration of Modern Neural Networks", ICML 2017, eq. 3), of the positive class.
+    """
+    tp, fp = cumulated(is_positive, p_positive, weights)
+    total = weights.sum(1)
+    error = p_positive - is_positive
+    in_bin = np.minimum((p_positive * BINS).astype(int), BINS - 1)[:, None] == np.arange(BINS)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision = np.where(tp + fp > 0, tp / (tp + fp), 0)
+        auc = (np.diff(fp) * (tp[:, 1:] + tp[:, :-1])).sum(1) / (2 * tp[:, -1] * fp[:, -1])
+        return {
+            "roc_auc": auc,
+            "average_precision": (np.diff(tp) * precision[:, 1:]).sum(1) / tp[:, -1],
+            "brier": weights @ error**2 / total,
+            "ece": np.abs(weights @ (error[:, None] * in_bin)).sum(1) / total,
+        }
+
+
+def decision_figures(
+    is_positive: np.ndarray, predicted: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Figures of (N,) bool decisions, each (B,) for (B, N) weights; NaN where undefined."""
+    tp, fn = weights @ (is_positive & predicted), weights @ (is_positive & ~predicted)
+    fp, tn = weights @ (~is_positive & predicted), weights @ (~is_positive & ~predicted)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            "accuracy": (tp + tn) / (tp + tn + fp + fn),
+            "balanced_accuracy": (tp / (tp + fn) + tn / (tn + fp)) / 2,
+            "sensitivity": tp / (tp + fn),
+            "specificity": tn / (tn + fp),
+            "ppv": tp / (tp + fp),
+            "npv": tn / (tn + fn),
+            "f1": 2 * tp / (2 * tp + fp + fn),
+        }
+
+
+def figure(value: float, resampled: np.ndarray, n: int) -> Figure:
+    """A value with the 2.5th and 97.5th percentile of its resampled ones."""
+    if np.isnan(value):
+        return {"value": None, "low": None, "high": None, "n": n}
+    low, high = np.nanpercentile(resampled, [2.5, 97.5])
+    return {"value": float(value), "low": float(low), "high": float(high), "n": n}
+
+
+def evaluate_ranking(
+    is_positive: np.ndarray, p_positive: np.ndarray, weights: np.ndarray
+) -> dict[str, Figure]:
+    """`ranking_figures` with intervals, from the weights of `resample`."""
+    values = ranking_figures(is_positive, p_positive, np.ones((1, len(p_positive))))
+    spread = ranking_figures(is_positive, p_positive, weights)
+    return {name: figure(v[0], spread[name], len(p_positive)) for name, v in values.items()}
+
+
+def evaluate_decisions(
+    is_positive: np.ndarray, predicted: np.ndarray, weights: np.ndarray
+) -> dict[str, Any]:
+    """Figures of (N,) bool decisions, accuracy first, and their `confusion_matrix` as counts."""
+    tn, fp, fn, tp = confusion_matrix(is_positive, predicted, labels=[False, True]).ravel().tolist()
+    exact = {
+        "accuracy": (tp + tn, len(predicted)),
+        "sensitivity": (tp, tp + fn),
+        "specificity": (tn, tn + fp),
+        "ppv": (tp, tp + fp),
+        "npv": (tn, tn + fn),
     }
+    values = decision_figures(is_positive, predicted, np.ones((1, len(predicted))))
+    spread = decision_figures(is_positive, predicted, weights)
+    figures = {
+        name: proportion(*exact[name])
+        if name in exact
+        else figure(value[0], spread[name], len(predicted))
+        for name, value in values.items()
+    }
+    return figures | {"confusion_matrix": {"tn": tn, "fp": fp, "fn": fn, "tp": tp}}
+
+
+def fit_temperature(is_positive: np.ndarray, margin: np.ndarray) -> float:
+    """The temperature that makes probabilities fit: least cross-entropy (Guo et al., sec. 4.2).
+
+    Args:
+        is_positive: (N,) bool, of the validation images.
+        margin: (N,) float, the positive class's logit less the other's; p is
+            `expit(margin / temperature)`.
+    """
+    toward_truth = np.where(is_positive, margin, -margin)
+    found = minimize_scalar(
+        lambda log_t: -log_expit(toward_truth / np.exp(log_t)).mean(), bounds=(-4, 4)
+    )
+    return float(np.exp(found.x))
+
+
+def choose_thresholds(is_positive: np.ndarray, p_positive: np.ndarray) -> dict[str, float]:
+    """Operating points from validation images: from its threshold on, an image is positive.
+
+    `protocol` is 0.5, the more probable class; `sensitivity90` the highest threshold that finds
+    90 % of the positives; `youden` the one of largest sensitivity + specificity - 1 (Youden,
+    Cancer 3:32, 1950).
+
+    Args:
+        is_positive: (N,) bool, both classes present.
+        p_positive: (N,) float, calibrated.
+    """
+    false_rate, true_rate, thresholds = roc_curve(is_positive, p_positive, drop_intermediate=False)
+    reaches = int(np.argmax(true_rate >= 0.9))
+    best = 1 + int(np.argmax(true_rate[1:] - false_rate[1:]))  # the first threshold is infinite
+    return {
+        "protocol": 0.5,
+        "sensitivity90": float(thresholds[reaches]),
+        "youden": float(thresholds[best]),
+    }
+
+
+def calibrated(margin: np.ndarray, temperature: float) -> np.ndarray:
+    return expit(margin / temperature)

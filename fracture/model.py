@@ -70,10 +70,14 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> Backbone:  # noqa: ARG002
         return super().train(False)
 
+    def feature_maps(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, H, W) uint8 grey levels to (N, width, H / 32, W / 32) float feature maps."""
+        grey = images.unsqueeze(1).to(memory_format=torch.channels_last) / 255
+        return self.net.extract_features((grey - self.mean) / self.std)
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, H, W) uint8 grey levels to (N, width) float features (global average pooling)."""
-        grey = images.unsqueeze(1).to(memory_format=torch.channels_last) / 255
-        return self.net.extract_features((grey - self.mean) / self.std).mean((2, 3))
+        return self.feature_maps(images).mean((2, 3))
 
 
 class Head(nn.Module):

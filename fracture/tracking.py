@@ -37,7 +37,7 @@ def pick_mode(mode: WandbMode) -> str:
 
 @contextmanager
 def tracking(
-    mode: str, project: str, folder: Path, settings: dict[str, Any]
+    mode: str, project: str, folder: Path, settings: dict[str, Any], job: str = "train"
 ) -> Iterator[wandb.Run]:
     """A wandb run below a run's folder, finished at the end; says in one line where it logs to.
 
@@ -46,14 +46,19 @@ def tracking(
         project: wandb's project.
         folder: its name becomes the wandb run's.
         settings: logged as the run's config.
+        job: "train" begins a run; "test" goes on with it where a server holds it.
     """
+    name = folder.name if job == "train" else f"{folder.name}-{job}"
+    resumed = folder.name if mode == "online" else None
 
     def init(mode: Any) -> wandb.Run:
         # A server that hangs may cost seconds, not the run; finish() alone would wait for ever.
         limits = wandb.Settings(init_timeout=10, finish_timeout=30, console="off", silent=True)
         return wandb.init(
             project=project,
-            name=folder.name,
+            name=folder.name if resumed else name,
+            id=resumed,
+            resume="allow" if resumed else None,
             dir=folder,
             config=settings,
             mode=mode,
@@ -76,3 +81,23 @@ def tracking(
         run.finish(exit_code=1)
         raise
     run.finish()
+
+
+def log_results(
+    mode: str, project: str, folder: Path, results: dict[str, Any], output: Path
+) -> None:
+    """Test figures into a wandb summary and the plots as images; online into the training's run.
+
+    An offline run cannot be resumed: there the test is a run of its own, with "-test" in its name.
+    """
+    if mode == "disabled":
+        return
+    figures = {
+        f"test_{name}": value["value"]
+        for name, value in results.items()
+        if isinstance(value, dict) and "value" in value
+    }
+    with tracking(mode, project, folder, {"tested": folder.name}, job="test") as run:
+        plots = {path.stem: wandb.Image(str(path)) for path in (output / "plots").glob("*.png")}
+        run.log({f"test/{name}": image for name, image in plots.items()})
+        run.summary.update(figures)

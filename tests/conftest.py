@@ -16,6 +16,8 @@ from fracture.model import Backbone
 ROOT = Path(__file__).resolve().parent.parent
 REAL = Path(os.environ.get("FRACATLAS", ROOT.parent / "shared" / "FracAtlas"))
 
+LITE = ("--backbone", "efficientnet-lite0")
+
 # Two threads a process whatever the machine has, so that sums are taken in one order everywhere.
 torch.set_num_threads(2)
 
@@ -71,3 +73,18 @@ def b6_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "random-b6.pth"
     torch.save(net.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def workplace(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the drawn data was split, a run trained with defaults, and tested."""
+    folder = tmp_path_factory.mktemp("workplace")
+    for name, *arguments in (
+        ("split_dataset.py", "--data_root", str(drawn)),
+        ("train.py", *LITE, "--run", "first"),
+        ("infer.py",),
+    ):
+        done = run_script(folder, name, *arguments)
+        assert done.returncode == 0, done.stderr
+        (folder / f"{name}.txt").write_text(done.stdout)
+    return folder

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from fracture.features import Recipe, backbone_pass
 from fracture.manifest import Row
-from fracture.metrics import evaluate
+from fracture.metrics import evaluate_decisions, evaluate_ranking, resample
 from fracture.model import Head, find_weights
 from split_dataset import assign_splits, read_rows
 from train import rank, shuffled, train_epoch, validate
@@ -60,7 +60,8 @@ def measure(title: str, features: torch.Tensor, rows: Sequence[Row], twins: list
         splits = np.array([row.split for row in assign_splits(rows, (0.8, 0.1, 0.1), seed)])
         head = trained_head(features, labels, splits)
         p, truth = tested(head, features[splits == "test"]), labels[splits == "test"].numpy() == 0
-        figures = evaluate(truth, p, 0.5)
+        draws = resample(np.arange(len(p)), 1)  # the intervals are not used here
+        figures = evaluate_decisions(truth, p >= 0.5, draws) | evaluate_ranking(truth, p, draws)
         results.append([figures[name]["value"] for name in NAMES])
         seen = {twin for twin, split in zip(twins, splits, strict=True) if split == "train"}
         has_twin = np.array([twins[i] in seen for i in np.flatnonzero(splits == "test")])

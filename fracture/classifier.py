@@ -1,0 +1,110 @@
+"""A trained run as what it is used for: features in, calibrated probabilities and decisions out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fracture.errors import InputError
+from fracture.features import Recipe
+from fracture.metrics import calibrated
+from fracture.model import Backbone, Head, feature_width, find_weights
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained head with all that it needs to judge an image; nothing is left to choose.
+
+    Attributes:
+        head: in eval mode.
+        recipe: the backbone, and what it is shown.
+        positive: the class that p is of.
+        negative: the other one.
+        positive_index: the positive class's logit.
+        temperature: fitted on validation.
+        thresholds: chosen on validation, by the name of the operating point.
+    """
+
+    head: Head
+    recipe: Recipe
+    positive: str
+    negative: str
+    positive_index: int
+    temperature: float
+    thresholds: dict[str, float]
+
+    @property
+    def column(self) -> str:
+        return f"p_{self.positive.lower().replace(' ', '_')}"
+
+    @torch.inference_mode()
+    def margin(self, features: torch.Tensor) -> np.ndarray:
+        """(N, width) features to (N,) float64: the positive class's logit less the other's."""
+        logits = self.head(features).double()
+        return (logits[:, self.positive_index] - logits[:, 1 - self.positive_index]).numpy()
+
+    def p_positive(self, features: torch.Tensor) -> np.ndarray:
+        """(N, width) features to (N,) calibrated probabilities of the positive class."""
+        return calibrated(self.margin(features), self.temperature)
+
+    def decide(self, p_positive: float, operating_point: str) -> str:
+        return self.positive if p_positive >= self.thresholds[operating_point] else self.negative
+
+    @torch.inference_mode()
+    def heat(self, backbone: Backbone, images: torch.Tensor) -> np.ndarray:
+        """Class activation maps (Zhou et al., CVPR 2016, eq. 2), which for a linear head on pooled
+        features are Grad-CAM too: where the evidence for the positive class lies.
+
+        Args:
+            backbone: of this recipe.
+            images: (N, H, W) uint8.
+
+        Returns:
+            (N, H / 32, W / 32) probabilities: that of an image which looked like this everywhere.
+        """
+        maps = backbone.feature_maps(images)
+        weight, bias = self.head.linear.weight, self.head.linear.bias
+        logits = torch.einsum("ck,nkhw->cnhw", weight, maps) + bias[:, None, None, None]
+        margin = logits[self.positive_index] - logits[1 - self.positive_index]
+        return calibrated(margin.double().numpy(), self.temperature)
+
+
+def restore(checkpoint: dict[str, Any], own_weights: str, precision: str) -> Classifier:
+    """Rebuild what was trained.
+
+    Args:
+        checkpoint: as train.py saved it.
+        own_weights: the setting `weights`, for a run trained on a file that has moved since.
+        precision: of the backbone on this machine.
+
+    Raises:
+        InputError: the backbone's weights or the preprocessing here are not those of the training.
+    """
+    trained, then = checkpoint["recipe"], checkpoint["settings"]
+    moved = checkpoint["weights"].startswith("file ") and not Path(then["weights"]).is_file()
+    weights = find_weights(
+        trained["backbone"], own_weights if moved else then["weights"], then["seed"]
+    )
+    recipe = Recipe(trained["backbone"], weights, trained["image_size"], trained["fit"], precision)
+    for name, value in recipe.describe().items():
+        if value != trained[name] and name != "precision":
+            raise InputError(
+                f"the run was trained with {name} {trained[name]} ({checkpoint['weights']} "
+                f"weights), not {value}; pass its --weights FILE, or train again"
+            )
+    head = Head(feature_width(recipe.backbone), dropout=0).eval()
+    head.load_state_dict(checkpoint["head"])
+    index = checkpoint["classes"].index(checkpoint["positive_class"])
+    return Classifier(
+        head,
+        recipe,
+        checkpoint["positive_class"],
+        checkpoint["classes"][1 - index],
+        index,
+        checkpoint["temperature"],
+        checkpoint["thresholds"],
+    )
