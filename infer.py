@@ -4,7 +4,7 @@
     python infer.py --run NAME            # another run
     python infer.py film.jpg folder/      # a table: probability and decision for each file
     find . -name '*.png' | python infer.py - --at sensitivity90 --out found.csv
-    python infer.py --compare A B         # is run A better than run B, both tested before?
+    python infer.py --compare A B         # is run A better than run B? Both tested before
     python infer.py --pool fold-1 fold-2 fold-3     # figures over all folds of a split
 
 Backbone, weights, preprocessing, classes, temperature and thresholds come from the
@@ -31,12 +31,8 @@ if __name__ == "__main__":
         PARSER = settings_parser(__doc__, "[FILE_OR_FOLDER ...] ")
         add = PARSER.add_argument
         add("files", nargs="*", default=[], help="images or folders to predict; - reads paths")
-        add(
-            "--at",
-            choices=POINTS,
-            default=POINTS[0],
-            help="operating point of decisions [%(default)s]",
-        )
+        at = "operating point that decides: protocol (0.5), sensitivity90 or youden [%(default)s]"
+        add("--at", choices=POINTS, metavar="POINT", default=POINTS[0], help=at)
         add("--out", metavar="FILE", help="write the predictions to a .csv or .json file too")
         add("--heatmaps", metavar="DIR", help="write each film with its heat map as a PNG")
         add("--compare", nargs=2, metavar="RUN", help="paired comparison of two tested runs")
@@ -44,6 +40,7 @@ if __name__ == "__main__":
         CONFIG, ARGUMENTS = parse_settings(PARSER)
 
 import numpy as np
+import torch
 import yaml
 from jsonargparse import Namespace
 from PIL import Image
@@ -62,7 +59,7 @@ from fracture.tracking import log_results, pick_mode
 
 def main(config: Config, arguments: Namespace) -> None:
     if arguments.compare or arguments.pool:
-        runs = [find_run(name) for name in arguments.compare or arguments.pool]
+        runs = [find_run(Path(name).name) for name in arguments.compare or arguments.pool]
         (compare_runs if arguments.compare else pool_runs)(runs)
         return
     paths = find_images(arguments.files)
@@ -84,37 +81,61 @@ def main(config: Config, arguments: Namespace) -> None:
     )
     if not rows:
         raise InputError(f"{split.folder}: no test image can be read")
-    all_rows = read_manifest(split.folder)[0]
-    train_rows = [row for row in all_rows if row.split == "train"]
-    margin = classifier.margin(features)
-    sizes = np.array([(split.folder / row.place).stat().st_size for row in rows])
-    results = evaluate_test(classifier, margin, rows, train_rows, sizes)
-    results |= {
+    origin = {
         "run": folder.name,
         "backbone": classifier.recipe.backbone,
         "weights": checkpoint["weights"],
-        "weights_text": weights,
         "best_epoch": checkpoint["epoch"],
         "positive_class": classifier.positive,
         "unreadable": len(unreadable),
         "manifest_sha256": split.sha256,
         "provenance": provenance(checkpoint, split),
     }
-    p = classifier.p_positive(features)
-    films, results["localisation"] = look(classifier, split, rows, p)
     output = folder / "test"
     output.mkdir(exist_ok=True)
+    p = classifier.p_positive(features)
     write_predictions(output / "predictions.csv", classifier, rows, p, unreadable)
-    (output / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
-    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    drawn = draw_plots(results, classifier, margin, rows, history)
-    write_report(output, results, drawn, films, all_rows, checkpoint["settings"])
+    settings = checkpoint["settings"]
+    results = evaluate(classifier, split, features, rows, folder, settings, origin)
     log_results(pick_mode(config.wandb_mode), config.wandb_project, folder, results, output)
     print_figures(results)
     if unreadable:
         print(f"\nleft out as unreadable: {len(unreadable)}, named in predictions.csv")
     print(f"\ntest accuracy {results['accuracy']['value']:.4f}")
     print(f"report.html, metrics.json and predictions.csv are in {output}")
+
+
+def evaluate(
+    classifier: Classifier,
+    split: Split,
+    features: torch.Tensor,
+    rows: Sequence[Row],
+    run: Path,
+    settings: dict[str, Any],
+    origin: dict[str, Any],
+) -> dict[str, Any]:
+    """All figures, and from them metrics.json, the plots and report.html in the run's test/.
+
+    Args:
+        classifier: from `restore`.
+        split: the test images.
+        features: (N, width), of the readable ones.
+        rows: the N readable images.
+        run: the run's folder.
+        settings: of the training.
+        origin: what the results are of, to be written with them.
+    """
+    all_rows = read_manifest(split.folder)[0]
+    train_rows = [row for row in all_rows if row.split == "train"]
+    margin = classifier.margin(features)
+    sizes = np.array([(split.folder / row.place).stat().st_size for row in rows])
+    results = origin | evaluate_test(classifier, margin, rows, train_rows, sizes)
+    films, results["localisation"] = look(classifier, split, rows, classifier.p_positive(features))
+    (run / "test" / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    drawn = draw_plots(results, classifier, margin, rows, history)
+    write_report(run / "test", results, drawn, films, all_rows, settings)
+    return results
 
 
 def own_split(checkpoint: dict[str, Any], split_dir: Path) -> Split:

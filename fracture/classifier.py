@@ -64,13 +64,14 @@ class Classifier:
             images: (N, H, W) uint8.
 
         Returns:
-            (N, H / 32, W / 32) probabilities: that of an image which looked like this everywhere.
+            (N, H / 32, W / 32) float64, calibrated logits: that of an image which looked like this
+            everywhere. Their mean is the image's own.
         """
         maps = backbone.feature_maps(images)
         weight, bias = self.head.linear.weight, self.head.linear.bias
         logits = torch.einsum("ck,nkhw->cnhw", weight, maps) + bias[:, None, None, None]
         margin = logits[self.positive_index] - logits[1 - self.positive_index]
-        return calibrated(margin.double().numpy(), self.temperature)
+        return margin.double().numpy() / self.temperature
 
 
 def restore(checkpoint: dict[str, Any], own_weights: str, precision: str) -> Classifier:

@@ -76,7 +76,7 @@ def compare_runs(runs: Sequence[Path]) -> None:
     images = sorted(first.keys() & second.keys())
     truth, p, groups = columns([first, second], images)
     everyone, weights = np.ones((1, len(images))), resample(groups)
-    print(f"{len(images):,} images, {int(truth.sum()):,} {one['positive_class']}\\n")
+    print(f"{len(images):,} images, {int(truth.sum()):,} {one['positive_class']}\n")
     print(f"{'':28}{runs[0].name[:15]:>16}{runs[1].name[:15]:>16}  difference")
     values, spread = (_all_figures(truth, p, w) for w in (everyone, weights))
     for name, title in TITLES.items():
@@ -87,7 +87,7 @@ def compare_runs(runs: Sequence[Path]) -> None:
     only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     p_value = binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
     print(
-        f"\\nonly {runs[0].name} is right on {only[0]}, only {runs[1].name} on {only[1]}: "
+        f"\nonly {runs[0].name} is right on {only[0]}, only {runs[1].name} on {only[1]}: "
         f"McNemar's exact p = {p_value:.3f}"
     )
 
@@ -116,6 +116,6 @@ def pool_runs(runs: Sequence[Path]) -> None:
     figures = evaluate_decisions(truth, p[0] >= 0.5, weights) | evaluate_ranking(
         truth, p[0], weights
     )
-    print(f"\\nall {len(runs)} together, each image predicted by a model that never saw it")
+    print(f"\nall {len(runs)} together, each image predicted by a model that never saw it")
     for name, title in TITLES.items():
         print(f"{title:28}{as_text(figures[name]):26}{figures[name]['n']:>6,} images")

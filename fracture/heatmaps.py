@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import torch
 from PIL import Image
+from scipy.special import expit
 from tqdm import tqdm
 
 from fracture.classifier import Classifier
@@ -26,7 +27,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of
 
 
 def heat_maps(classifier: Classifier, paths: Sequence[Path]) -> list[np.ndarray]:
-    """The heat of each image in the image's own frame: (height, width) float, 0 to 1, upright."""
+    """The heat of each image, upright and in its own frame: (height, width) float32 logits."""
     recipe = classifier.recipe
     backbone = build_backbone(recipe.backbone, recipe.image_size, recipe.weights)
     heats = []
@@ -43,10 +44,10 @@ def in_frame(heat: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:
     side = max(size)
     square = Image.fromarray(heat.astype(np.float32))
     if fit == "squash":
-        return np.asarray(square.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+        return np.asarray(square.resize(size, Image.Resampling.BICUBIC))
     left, top = (side - size[0]) // 2, (side - size[1]) // 2
     whole = square.resize((side, side), Image.Resampling.BICUBIC)
-    return np.asarray(whole.crop((left, top, left + size[0], top + size[1]))).clip(0, 1)
+    return np.asarray(whole.crop((left, top, left + size[0], top + size[1])))
 
 
 def overlay(path: Path, heat: np.ndarray, longest: int | None = None) -> Image.Image:
@@ -55,8 +56,9 @@ def overlay(path: Path, heat: np.ndarray, longest: int | None = None) -> Image.I
     Inferno's lightness rises evenly, so the map reads alike with any colour vision.
     """
     film = np.asarray(read_grey(path.read_bytes()).convert("RGB"), dtype=float)
-    colour = matplotlib.colormaps["inferno"](heat)[..., :3] * 255
-    share = 0.65 * heat[..., None]
+    p = expit(heat)  # on one scale for all films
+    colour = matplotlib.colormaps["inferno"](p)[..., :3] * 255
+    share = 0.65 * p[..., None]
     image = Image.fromarray(((1 - share) * film + share * colour).astype(np.uint8))
     if longest:
         image.thumbnail((longest, longest))
@@ -95,7 +97,7 @@ def localisation(heats: Mapping[str, np.ndarray], boxes: Mapping[str, list[Box]]
     reaches: the same heat everywhere, or a blob in the middle (deviation: a quarter of a side).
 
     Args:
-        heats: (height, width) of each image, by file name.
+        heats: (height, width) logits of each image, by file name; energy is their probability.
         boxes: of each of these images.
     """
     results = defaultdict(list)
@@ -103,9 +105,9 @@ def localisation(heats: Mapping[str, np.ndarray], boxes: Mapping[str, list[Box]]
         box = inside(boxes[name], (heat.shape[0], heat.shape[1]))
         y, x = (np.linspace(-1, 1, length) for length in heat.shape)
         blob = np.exp(-2 * (x[None] ** 2 + y[:, None] ** 2))
-        for title, picture in (("map", heat), ("centred blob", blob)):
+        for title, picture, energy in (("map", heat, expit(heat)), ("centred blob", blob, blob)):
             results[f"{title} hits"].append(box.flat[picture.argmax()])
-            results[f"{title} energy"].append(picture[box].sum() / picture.sum())
+            results[f"{title} energy"].append(energy[box].sum() / energy.sum())
         results["box area"].append(box.mean())
     count = len(heats)
     weights = resample(np.arange(count))
