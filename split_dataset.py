@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from collections import Counter, defaultdict
@@ -45,11 +44,11 @@ from fracture.fracatlas import BODY_PARTS, body_part, find_radiographs
 from fracture.images import inspect
 from fracture.manifest import (
     FILE_NAME,
-    SPLIT_ANEW,
     SPLITS,
     Row,
+    check_splits,
+    holds_split,
     join_reasons,
-    read_split,
     write_manifest,
 )
 
@@ -57,8 +56,7 @@ from fracture.manifest import (
 def main(config: Config, force: bool, check: bool) -> None:
     split_dir = Path(config.split_dir)
     if check:
-        for folder in sorted(split_dir.glob("fold-*")) or [split_dir]:
-            check_split(folder)
+        check_splits(split_dir)
         return
     if split_dir.exists():
         if not force:
@@ -66,6 +64,8 @@ def main(config: Config, force: bool, check: bool) -> None:
         if not holds_split(split_dir):
             raise InputError(f"{split_dir} holds other things than a split: not replaced")
     data_root = obtain(Path(config.data_root), config.data_url, config.data_md5)
+    if data_root.resolve().is_relative_to(split_dir.resolve()):
+        raise InputError(f"{data_root} lies in {split_dir}, which the split would replace")
     rows = read_rows(data_root)
     classes = sorted({row.label for row in rows})
     if config.positive_class not in classes:
@@ -86,45 +86,16 @@ def main(config: Config, force: bool, check: bool) -> None:
     print(f"next: python train.py --split_dir {split_dir / next(iter(splits))}")
 
 
-def holds_split(folder: Path) -> bool:
-    """Whether a folder holds a split, or folds, and nothing else."""
-    inside = {path.name for path in folder.iterdir()}
-    if any(re.fullmatch(r"fold-\d+", name) for name in inside):
-        return all(re.fullmatch(r"fold-\d+", n) and holds_split(folder / n) for n in inside)
-    return FILE_NAME in inside and inside <= {*SPLITS, FILE_NAME, "config.yaml"}
-
-
-def check_split(split_dir: Path) -> None:
-    """Verify that a split's files are those of its manifest, and that no copy straddles it.
-
-    Raises:
-        InputError: a file is missing, extra, changed or in another class, or a group is torn apart.
-    """
-    rows = read_split(split_dir, *SPLITS).rows
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = pool.map(lambda row: inspect(split_dir / row.place).sha256, rows)
-        for row, digest in zip(
-            rows, tqdm(digests, "checking", len(rows), disable=None), strict=True
-        ):
-            if digest != row.sha256:
-                raise InputError(f"{split_dir / row.place} has changed; {SPLIT_ANEW}")
-    home: dict[str, str] = {}
-    for row in rows:
-        if home.setdefault(row.group, row.split) != row.split:
-            raise InputError(f"{row.place}: a copy of it is in {home[row.group]}; {SPLIT_ANEW}")
-    print(f"{split_dir}: {len(rows):,} files, each as {FILE_NAME} says, no copy in two splits")
-
-
 def read_rows(data_root: Path) -> list[Row]:
     """A row for every file of the source, each decoded once; split is "excluded" or still ""."""
     radiographs = find_radiographs(data_root)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow and hashlib release Python's lock
         found = pool.map(inspect, [radiograph.path for radiograph in radiographs])
         findings = [*tqdm(found, "reading", len(radiographs), unit=" images", disable=None)]
-    rows = []
+    rows, bad = [], {r.image for r, f in zip(radiographs, findings, strict=True) if f.fault}
     for item, finding in zip(radiographs, findings, strict=True):
         reason = f"undecodable: {finding.fault}" if finding.fault else ""
-        if item.spare_of:
+        if item.spare_of and item.spare_of not in bad:
             reason = f"copy of {item.spare_of}, the same id in the other class folder"
         split, group = ("excluded", "") if reason else ("", finding.pixels)
         reason, digest = join_reasons(reason, item.note), finding.sha256

@@ -61,7 +61,7 @@ class Config:
         backbone = re.fullmatch(r"efficientnet-(b[0-8]|lite[0-2])", self.backbone)
         for name, fits, allowed in (
             ("data_url", re.match(r"https?://", self.data_url), "an https:// address"),
-            ("data_md5", re.fullmatch(r"[0-9a-f]{32}", self.data_md5), "32 hexadecimal digits"),
+            ("data_md5", re.fullmatch(r"[0-9a-fA-F]{32}", self.data_md5), "32 hexadecimal digits"),
             ("fractions", min(shares) > 0, "shares greater than 0"),
             ("fractions", abs(sum(shares) - 1) < 1e-6, "shares that add up to 1"),
             ("folds", self.folds == 0 or 3 <= self.folds <= 100, "0 (no folds), or 3 to 100"),

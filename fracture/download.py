@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
-import zlib
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 from tqdm import tqdm
 
-from fracture.errors import InputError
+from fracture.errors import InputError, one_line
 
 EXPANSION = 20  # JPEGs do not shrink in a zip; an archive that grows more than this is a bomb
 
@@ -31,7 +31,7 @@ def obtain(data_root: Path, url: str, md5: str) -> Path:
         return data_root
     if data_root.suffix.lower() == ".zip":
         archive, folder = data_root, data_root.with_suffix("")
-    elif data_root.exists():
+    elif data_root.exists() or data_root.is_symlink():
         raise InputError(f"{data_root} is neither a folder nor a .zip")
     else:
         archive, folder = data_root.with_name(f"{data_root.name}.zip"), data_root
@@ -58,7 +58,7 @@ def download(url: str, md5: str, archive: Path) -> None:
     fetch = pooch.HTTPDownloader(progressbar=bar)
     pooch.get_logger().setLevel("ERROR")  # what it says, we say in one line
     try:
-        pooch.retrieve(url, f"md5:{md5}", archive.name, archive.parent, downloader=fetch)
+        pooch.retrieve(url, f"md5:{md5.lower()}", archive.name, archive.parent, downloader=fetch)
     except RequestException as error:
         status = getattr(error.response, "status_code", None)
         reason = f"status {status}" if status else type(error).__name__
@@ -91,17 +91,25 @@ def unpack(archive: Path, folder: Path) -> None:
         try:
             with ZipFile(archive) as file:
                 members = [member for member in file.infolist() if not member.is_dir()]
-                for member in members:
-                    path = PurePosixPath(member.filename)
-                    if path.is_absolute() or ".." in path.parts or set(":\\") & set(str(path)):
+                names = [PurePosixPath(member.filename.replace("\\", "/")) for member in members]
+                for path in names:
+                    if path.is_absolute() or ".." in path.parts:
                         raise InputError(f"{archive}: names a path outside itself: {path}")
+                if len(set(names)) < len(names):
+                    raise InputError(f"{archive}: holds two files of one name; unpack it by hand")
                 size = sum(member.file_size for member in members)
                 if size > EXPANSION * archive.stat().st_size:
                     raise InputError(f"{archive}: would expand to {size:,} bytes, absurdly many")
                 for member in tqdm(members, "unpacking", unit=" files", disable=None):
                     file.extract(member, whole)
-        except (BadZipFile, RuntimeError, NotImplementedError, zlib.error, EOFError) as error:
-            raise InputError(f"{archive}: not a whole zip file ({error}); get it again") from error
+        except InputError:
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise InputError(f"{folder}: {error.strerror}") from error
+            raise InputError(f"{archive} cannot be unpacked: {error.strerror or error}") from error
+        except Exception as error:  # whatever bytes may lead zipfile to: eight kinds have been seen
+            raise InputError(f"{archive} cannot be unpacked: {one_line(error)}") from error
         shutil.rmtree(whole / "__MACOSX", ignore_errors=True)
         top = [path for path in whole.iterdir() if not path.name.startswith(".")]
         is_wrapped = len(top) == 1 and top[0].is_dir() and top[0].name.lower() != "images"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -24,6 +25,9 @@ def exit_status() -> Iterator[None]:
     """Turn wrong input, refused files and Ctrl-C into one line; a bug keeps its traceback."""
     script = Path(sys.argv[0]).name
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
         yield
     except InputError as error:

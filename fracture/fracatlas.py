@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fracture.errors import InputError
+from fracture.manifest import below_class
 
 CLASSES = ("Fractured", "Non_fractured")
 BODY_PARTS = ("hand", "leg", "hip", "shoulder", "mixed")  # mixed: more than one of the others
@@ -66,8 +67,8 @@ def find_radiographs(data_root: Path) -> list[Radiograph]:
     table = data_root / "dataset.csv"
     if classes == sorted(CLASSES) and table.is_file():
         found = _judged(found, table)
-    names = Counter((item.label, item.path.name) for item in found if not item.spare_of)
-    if twice := [name for (_, name), count in names.items() if count > 1]:
+    places = Counter((item.label, below_class(item.image)) for item in found if not item.spare_of)
+    if twice := [name for (_, name), count in places.items() if count > 1]:
         raise InputError(f"{data_root}: two files of one class are called {twice[0]}; rename one")
     return sorted(found, key=lambda radiograph: radiograph.image)
 
@@ -106,12 +107,14 @@ def _judged(found: list[Radiograph], table: Path) -> list[Radiograph]:
     Raises:
         InputError: dataset.csv is not FracAtlas' own.
     """
+    rows: dict[str, tuple[bool, bool, dict[str, str]]] = {}
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = {
-                row["image_id"]: (row["fractured"] == "1", int(row["fracture_count"]) > 0, row)
-                for row in csv.DictReader(file)
-            }
+            for row in csv.DictReader(file):
+                name, flag, count = row["image_id"], int(row["fractured"]), row["fracture_count"]
+                if name in rows or flag not in (0, 1):
+                    raise ValueError(f"{name} is listed twice, or fractured is not 0 or 1")
+                rows[name] = (flag == 1, int(count) > 0, row)
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{table}: not FracAtlas' table ({error}); mend or remove it") from error
     if not rows:
@@ -121,13 +124,13 @@ def _judged(found: list[Radiograph], table: Path) -> list[Radiograph]:
     def judge(item: Radiograph) -> Radiograph:
         if item.path.name not in rows:
             return replace(item, note="label: the folder's, not in dataset.csv")
-        flag, count, row = rows[item.path.name]
+        flag, some, row = rows[item.path.name]
         traits = " ".join(trait for trait in TRAITS if row.get(trait) == "1")
         folder = item.label == CLASSES[0]
-        label = CLASSES[0] if folder + flag + count >= 2 else CLASSES[1]
+        label = CLASSES[0] if folder + flag + some >= 2 else CLASSES[1]
         other = home.get((item.path.name, label), "") if label != item.label else ""
         note = f"label: folder {item.label}, fractured {row['fractured']}, fracture_count "
-        note = "" if folder == flag == count else f"{note}{row['fracture_count']}; the majority's"
+        note = "" if folder == flag == some else f"{note}{row['fracture_count']}; the majority's"
         return replace(item, label=label, traits=traits, note=note, spare_of=other)
 
     return [judge(item) for item in found]

@@ -23,7 +23,10 @@ PREPROCESSING_VERSION = 1
 
 # What Pillow raises for a file that is not a whole image. Truncated files must fail here:
 # LOAD_TRUNCATED_IMAGES would fill them up with grey, and in FracAtlas that grey spells the label.
-UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
+    *(EOFError, struct.error, Image.DecompressionBombError),
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Finding:
     """What a file is: sha256 of its bytes and of its upright grey pixels, and why it is no image.
 
     The digests are hexadecimal, "" where there is none; so is the fault of a good file. The
-    thumbnail is (96, 96) uint8, upright and squashed; black for a bad file.
+    thumbnail is (96, 96) uint8, upright, without blank margins and squashed; black for a bad file.
     """
 
     sha256: str = ""
@@ -45,6 +48,8 @@ def inspect(path: Path) -> Finding:
     digest = ""
     if path.name.startswith("."):
         return Finding(fault="hidden file")
+    if not path.is_file():  # reading a pipe would wait for ever
+        return Finding(fault="no regular file")
     try:
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
@@ -52,8 +57,25 @@ def inspect(path: Path) -> Finding:
     except UNREADABLE as error:
         return Finding(digest, fault=_reason(error))
     pixels = hashlib.sha256(f"{grey.size}".encode() + grey.tobytes()).hexdigest()
-    thumbnail = np.array(grey.resize((96, 96), Image.Resampling.BOX))
-    return Finding(digest, pixels, thumbnail=thumbnail)
+    thumbnail = grey.resize((96, 96), Image.Resampling.BOX, box=content_box(grey))
+    return Finding(digest, pixels, thumbnail=np.array(thumbnail))
+
+
+def content_box(grey: Image.Image) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a film without its blank margins and its outermost 2 %.
+
+    Padding and a cassette's frame would make different films alike: they have more contrast than
+    bones have. The lower margin stays: a film that was cut off is blank there.
+    """
+    levels = np.asarray(grey)
+    box = []
+    for axis in (0, 1):  # columns, then rows; JPEG leaves some levels of noise on a blank line
+        busy = np.flatnonzero(levels.max(axis) - levels.min(axis) > 8)
+        first, last = (int(busy[0]), int(busy[-1]) + 1) if len(busy) else (0, grey.size[axis])
+        rim = (last - first) // 50
+        box.append((first + rim, last - rim))
+    (left, right), (top, _) = box
+    return left, top, right, grey.height
 
 
 def _reason(error: Exception) -> str:

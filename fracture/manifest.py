@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 from fracture.errors import InputError
 
@@ -42,7 +45,7 @@ class Row:
     @property
     def place(self) -> str:
         """Path below the split's folder, as in `train/Fractured/IMG0000019.jpg`."""
-        return f"{self.split}/{self.label}/{Path(self.image).name}"
+        return f"{self.split}/{self.label}/{below_class(self.image)}"
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,12 @@ class Split:
     rows: list[Row]
     classes: list[str]
     sha256: str
+
+
+def below_class(image: str) -> str:
+    """An image's path below its class folder, which lies in the data root or in its images/."""
+    parts = image.split("/")
+    return "/".join(parts[2 if parts[0].lower() == "images" else 1 :])
 
 
 def join_reasons(*reasons: str) -> str:
@@ -90,9 +99,15 @@ def read_manifest(split_dir: Path) -> tuple[list[Row], str]:
         header, *lines = [*csv.reader(io.StringIO(text, newline=""))] or [[]]
     except csv.Error:
         header, lines = [], []
-    if header != HEADER or any(len(line) != len(HEADER) for line in lines):
+    whole = header == HEADER and all(len(line) == len(HEADER) for line in lines)
+    rows = [Row(*line) for line in lines] if whole else []
+    if (
+        not rows
+        or len({row.image for row in rows}) < len(rows)
+        or not {row.split for row in rows} <= {*SPLITS, "excluded"}
+    ):
         raise InputError(f"{path}: damaged; {SPLIT_ANEW}")
-    return [Row(*line) for line in lines], hashlib.sha256(content).hexdigest()
+    return rows, hashlib.sha256(content).hexdigest()
 
 
 def read_split(split_dir: Path, *names: str) -> Split:
@@ -104,10 +119,60 @@ def read_split(split_dir: Path, *names: str) -> Split:
     all_rows, digest = read_manifest(split_dir)
     rows = sorted((row for row in all_rows if row.split in names), key=lambda row: row.place)
     listed = {row.place for row in rows}
-    files = (file for name in names for file in (split_dir / name).glob("*/[!.]*"))
-    if odd := sorted(listed ^ {file.relative_to(split_dir).as_posix() for file in files}):
+    files = (file for name in names for file in (split_dir / name).rglob("[!.]*"))
+    there = {file.relative_to(split_dir).as_posix() for file in files if not file.is_dir()}
+    if odd := sorted(listed ^ there):
         fault = "is missing" if odd[0] in listed else f"is not in {FILE_NAME}"
         raise InputError(
             f"{split_dir / odd[0]} {fault} (files that disagree: {len(odd)}); {SPLIT_ANEW}"
         )
     return Split(split_dir, rows, sorted({row.label for row in all_rows}), digest)
+
+
+def holds_split(folder: Path) -> bool:
+    """Whether a folder holds a split, or folds, and no file besides."""
+    splits = [*folder.glob("fold-*")] or [folder]
+    if not all((split / FILE_NAME).is_file() for split in splits):
+        return False
+    listed = {
+        split / place
+        for split in splits
+        for place in (FILE_NAME, "config.yaml", *(row.place for row in read_manifest(split)[0]))
+    }
+    return {path for path in folder.rglob("*") if not path.is_dir()} <= listed
+
+
+def check_splits(split_dir: Path) -> None:
+    """Verify a split, or all folds of one.
+
+    Raises:
+        InputError: a fold is missing or of another making, besides what `check_split` finds.
+    """
+    folders = sorted(split_dir.glob("fold-*"))
+    if not holds_split(split_dir):
+        raise InputError(f"{split_dir}: no split, or other files besides; {SPLIT_ANEW}")
+    tested: Counter[str] = Counter()
+    for folder in folders or [split_dir]:
+        check_split(folder)
+        tested.update(row.image for row in read_split(folder, "test").rows)
+    if folders and tested != Counter(row.image for row in read_split(folders[0], *SPLITS).rows):
+        raise InputError(f"{split_dir}: the folds do not test each image once; {SPLIT_ANEW}")
+
+
+def check_split(split_dir: Path) -> None:
+    """Verify that a split's files are those of its manifest, and that no group straddles it.
+
+    Raises:
+        InputError: a file is missing, extra, changed or in another class, or a group is torn apart.
+    """
+    rows = read_split(split_dir, *SPLITS).rows
+    for row in tqdm(rows, "checking", disable=None):
+        content = (split_dir / row.place).read_bytes()
+        if hashlib.sha256(content).hexdigest() != row.sha256:
+            raise InputError(f"{split_dir / row.place} has changed; {SPLIT_ANEW}")
+    home: dict[str, str] = {}
+    for row in rows:
+        for name in (row.group, row.sha256):
+            if home.setdefault(name, row.split) != row.split:
+                raise InputError(f"{row.place}: a copy of it is in {home[name]}; {SPLIT_ANEW}")
+    print(f"{split_dir}: {len(rows):,} files, each as {FILE_NAME} says, no group in two splits")

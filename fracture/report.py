@@ -139,4 +139,5 @@ def write_report(
             settings=settings,
         ),
         encoding="utf-8",
+        errors="backslashreplace",  # file names need not be text
     )
