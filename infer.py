@@ -75,6 +75,7 @@ def main(config: Config, arguments: Namespace) -> None:
         predict(classifier, paths, arguments.at, arguments.out, arguments.heatmaps, *execution)
         return
 
+    wandb_mode = pick_mode(config.wandb_mode)
     split = own_split(checkpoint, Path(config.split_dir))
     features, rows, unreadable = cached_features(
         split, classifier.recipe, Path(config.cache_dir), *execution
@@ -97,11 +98,12 @@ def main(config: Config, arguments: Namespace) -> None:
     write_predictions(output / "predictions.csv", classifier, rows, p, unreadable)
     settings = checkpoint["settings"]
     results = evaluate(classifier, split, features, rows, folder, settings, origin)
-    log_results(pick_mode(config.wandb_mode), config.wandb_project, folder, results, output)
     print_figures(results)
     if unreadable:
         print(f"\nleft out as unreadable: {len(unreadable)}, named in predictions.csv")
-    print(f"\ntest accuracy {results['accuracy']['value']:.4f}")
+    print()
+    log_results(wandb_mode, config.wandb_project, folder, results, output)
+    print(f"test accuracy {results['accuracy']['value']:.4f}")
     print(f"report.html, metrics.json and predictions.csv are in {output}")
 
 

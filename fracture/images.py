@@ -48,7 +48,7 @@ def inspect(path: Path) -> Finding:
     digest = ""
     if path.name.startswith("."):
         return Finding(fault="hidden file")
-    if not path.is_file():  # reading a pipe would wait for ever
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
         return Finding(fault="no regular file")
     try:
         content = path.read_bytes()

@@ -59,7 +59,7 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, image_size: int, normalisation: str) -> None:
         super().__init__()
-        self.net = _library(name).EfficientNet.from_name(name, image_size=image_size)
+        self.net = library(name).EfficientNet.from_name(name, image_size=image_size)
         # The classifier and its dropout live inside the library's module; the head replaces them.
         del self.net._fc, self.net._dropout
         mean, std = NORMALISATION[normalisation]
@@ -92,14 +92,14 @@ class Head(nn.Module):
         return self.linear(self.dropout(features))
 
 
-def _library(name: str) -> Any:
+def library(name: str) -> Any:
     package = "efficientnet_lite_pytorch" if "lite" in name else "efficientnet_pytorch"
     return importlib.import_module(package)
 
 
 def feature_width(name: str) -> int:
     """Length of a backbone's feature vector (2,304 for B6), without building the backbone."""
-    utils = _library(name).utils
+    utils = library(name).utils
     if "lite" in name:
         return 1280  # the Lite networks keep B0's width here, whatever their own is
     return utils.round_filters(1280, utils.get_model_params(name, {})[1])
@@ -156,7 +156,7 @@ def _packaged(name: str, weights: str) -> Path:
 
 
 def _downloaded(name: str, weights: str) -> Path:
-    utils = _library(name).utils
+    utils = library(name).utils
     url = (utils.url_map_advprop if weights == "advprop" else utils.url_map).get(name)
     if url is None:
         raise InputError(

@@ -48,17 +48,18 @@ def tracking(
         settings: logged as the run's config.
         job: "train" begins a run; "test" goes on with it where a server holds it.
     """
-    name = folder.name if job == "train" else f"{folder.name}-{job}"
-    resumed = folder.name if mode == "online" else None
+    known = folder / "wandb-id"  # of a training that a server holds
+    begun = known.read_text() if known.is_file() and mode == "online" else None
+    name = folder.name if job == "train" or begun else f"{folder.name}-{job}"
 
     def init(mode: Any) -> wandb.Run:
         # A server that hangs may cost seconds, not the run; finish() alone would wait for ever.
         limits = wandb.Settings(init_timeout=10, finish_timeout=30, console="off", silent=True)
         return wandb.init(
             project=project,
-            name=folder.name if resumed else name,
-            id=resumed,
-            resume="allow" if resumed else None,
+            name=name,
+            id=begun,
+            resume="allow" if begun else None,
             dir=folder,
             config=settings,
             mode=mode,
@@ -74,6 +75,7 @@ def tracking(
         print(f"wandb: offline; to upload: wandb sync {folder}/wandb/offline-run-*")
     elif run.url:
         print(f"wandb: {run.url}")
+        known.write_text(run.id)
     # Not `with run`, which prints the traceback of whatever ends it, Ctrl-C included.
     try:
         yield run
