@@ -2,14 +2,14 @@
 
     python infer.py                       # the latest run on the test split
     python infer.py --run NAME            # another run
-    python infer.py film.jpg folder/      # a table: probability and decision for each file
+    python infer.py film.jpg folder/      # a table, one line a file
     find . -name '*.png' | python infer.py - --at sensitivity90 --out found.csv
-    python infer.py --compare A B         # is run A better than run B? Both tested before
-    python infer.py --pool fold-1 fold-2 fold-3     # figures over all folds of a split
+    python infer.py --compare A B         # two tested runs: is A better than B?
+    python infer.py --pool fold-1 fold-2 fold-3     # all folds of a split
 
-Backbone, weights, preprocessing, classes, temperature and thresholds come from the
-run's checkpoint, not from config.yaml; so does the split, if the one in config.yaml
-is another. Test images choose nothing.
+Backbone, weights, preprocessing, classes, temperature and thresholds come from
+the run's checkpoint, not from config.yaml; so does the split, if the one in
+config.yaml is another. Test images choose nothing.
 """
 
 from __future__ import annotations

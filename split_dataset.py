@@ -1,14 +1,14 @@
 """Split FracAtlas into ImageFolder directories, with a record of every file.
 
-    python split_dataset.py                           # downloads FracAtlas -> data/split
-    python split_dataset.py --data_root FracAtlas.zip # or its folder
-    python split_dataset.py --folds 5 --split_dir data/folds    # for cross-validation
-    python split_dataset.py --check                   # is it still as it was made?
+    python split_dataset.py                             # downloads FracAtlas
+    python split_dataset.py --data_root FracAtlas.zip   # or its folder
+    python split_dataset.py --folds 5 --split_dir data/folds
+    python split_dataset.py --check                     # still as it was made?
 
-Every file is decoded once. What cannot be decoded is excluded; so are copies of the
-same pixels, and all of them if their labels differ. Near-copies share a split.
-manifest.csv names each file and its fate. The same files and seed give the same
-split on every machine.
+Every file is decoded once. What cannot be decoded is excluded; so are copies
+of the same pixels, and all of them if their labels differ. Near-copies share a
+split. manifest.csv names each file and its fate. The same files and seed give
+the same split on every machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fracture.errors import InputError, exit_status
 
 if __name__ == "__main__":
     with exit_status():
-        PARSER = settings_parser(__doc__, "[--force | --check] ")
+        PARSER = settings_parser(__doc__, "[--force|--check] ")
         PARSER.add_argument("--force", action="store_true", help="replace an existing split")
         PARSER.add_argument("--check", action="store_true", help="verify an existing split")
         CONFIG, ARGUMENTS = parse_settings(PARSER)

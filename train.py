@@ -1,14 +1,14 @@
-"""Train a 2-unit head on a frozen EfficientNet; keep the epoch that validates best.
+"""Train a 2-unit head on a frozen EfficientNet; keep the best-validated epoch.
 
-    python train.py                           # EfficientNet-B6, ImageNet weights
+    python train.py                        # EfficientNet-B6, ImageNet weights
     python train.py --backbone efficientnet-lite0 --lr 3e-4
 
 Each image passes the frozen backbone once, and its features stay in the cache;
 the epochs run on those. All of a run goes into runs/NAME/, and to wandb.
 
-The protocol is that of arXiv 2406.15958: 224 x 224 pixels squashed, ImageNet mean
-and deviation, batches of 16, Adam at 0.001, cross-entropy, 20 epochs, best epoch
-by validation accuracy.
+The protocol is that of arXiv 2406.15958: 224 x 224 pixels squashed, ImageNet
+mean and deviation, batches of 16, Adam at 0.001, cross-entropy, 20 epochs, best
+epoch by validation accuracy.
 """
 
 from __future__ import annotations
