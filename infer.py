@@ -53,7 +53,7 @@ from fracture.features import cached_features, pick_device
 from fracture.heatmaps import heat_maps, localisation, overlay, read_boxes
 from fracture.manifest import FILE_NAME, Row, Split, read_manifest, read_split
 from fracture.predict import find_images, predict
-from fracture.report import TITLES, as_text, draw_plots, write_report
+from fracture.report import as_text, draw_plots, print_table, write_report
 from fracture.tracking import log_results, pick_mode
 
 
@@ -213,8 +213,7 @@ def write_predictions(
 
 
 def print_figures(results: dict[str, Any]) -> None:
-    for name, title in TITLES.items():
-        print(f"{title:28}{as_text(results[name]):26}{results[name]['n']:>6,} images")
+    print_table(results)
     print("\nbaselines, without looking at an image")
     for name, figures in results["baselines"].items():
         auc = f", ROC-AUC {as_text(figures['roc_auc'])}" if "roc_auc" in figures else ""

@@ -37,7 +37,7 @@ from fracture.checkpoint import new_run, save_checkpoint, set_latest
 from fracture.features import Recipe, cached_features, pick_device
 from fracture.manifest import read_split
 from fracture.metrics import calibrated, choose_thresholds, fit_temperature
-from fracture.model import Head, find_weights
+from fracture.model import Head, class_margin, find_weights
 from fracture.tracking import pick_mode, tracking
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
@@ -155,8 +155,7 @@ def choose_decision(
     head: Head, features: torch.Tensor, labels: torch.Tensor, positive: int
 ) -> dict[str, Any]:
     """What turns logits into decisions, chosen on validation images: temperature and thresholds."""
-    logits = head.eval()(features).double()
-    margin = (logits[:, positive] - logits[:, 1 - positive]).numpy()
+    margin = class_margin(head.eval()(features), positive)
     is_positive = (labels == positive).numpy()
     temperature = fit_temperature(is_positive, margin)
     thresholds = choose_thresholds(is_positive, calibrated(margin, temperature))

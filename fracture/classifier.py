@@ -12,7 +12,12 @@ import torch
 from fracture.errors import InputError
 from fracture.features import Recipe
 from fracture.metrics import calibrated
-from fracture.model import Backbone, Head, feature_width, find_weights
+from fracture.model import Backbone, Head, class_margin, feature_width, find_weights
+
+
+def p_column(positive: str) -> str:
+    """What the column of probabilities is called in every table of predictions."""
+    return f"p_{positive.lower().replace(' ', '_')}"
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,12 @@ class Classifier:
 
     @property
     def column(self) -> str:
-        return f"p_{self.positive.lower().replace(' ', '_')}"
+        return p_column(self.positive)
 
     @torch.inference_mode()
     def margin(self, features: torch.Tensor) -> np.ndarray:
         """(N, width) features to (N,) float64: the positive class's logit less the other's."""
-        logits = self.head(features).double()
-        return (logits[:, self.positive_index] - logits[:, 1 - self.positive_index]).numpy()
+        return class_margin(self.head(features), self.positive_index)
 
     def p_positive(self, features: torch.Tensor) -> np.ndarray:
         """(N, width) features to (N,) calibrated probabilities of the positive class."""
@@ -69,9 +73,8 @@ class Classifier:
         """
         maps = backbone.feature_maps(images)
         weight, bias = self.head.linear.weight, self.head.linear.bias
-        logits = torch.einsum("ck,nkhw->cnhw", weight, maps) + bias[:, None, None, None]
-        margin = logits[self.positive_index] - logits[1 - self.positive_index]
-        return margin.double().numpy() / self.temperature
+        logits = torch.einsum("ck,nkhw->nchw", weight, maps) + bias[:, None, None]
+        return class_margin(logits, self.positive_index) / self.temperature
 
 
 def restore(checkpoint: dict[str, Any], own_weights: str, precision: str) -> Classifier:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from fracture.classifier import p_column
 from fracture.errors import InputError
 from fracture.metrics import (
     decision_figures,
@@ -20,7 +21,7 @@ from fracture.metrics import (
     ranking_figures,
     resample,
 )
-from fracture.report import TITLES, as_text
+from fracture.report import TITLES, as_text, print_table
 
 Table = dict[str, tuple[bool, float, str]]  # by image: is it positive, its p, its group
 
@@ -34,7 +35,7 @@ def read_tested(run: Path) -> tuple[Table, dict[str, Any]]:
     folder = run / "test"
     try:
         metrics = json.loads((folder / "metrics.json").read_text())
-        column = f"p_{metrics['positive_class'].lower().replace(' ', '_')}"
+        column = p_column(metrics["positive_class"])
         with (folder / "predictions.csv").open(encoding="utf-8", errors="surrogateescape") as file:
             table = {
                 line["image"]: (
@@ -113,9 +114,7 @@ def pool_runs(runs: Sequence[Path]) -> None:
         print(f"{run.name[:23]:24}{len(table):8,}  {''.join(cells)}".rstrip())
     truth, p, groups = columns([pooled], sorted(pooled))
     weights = resample(groups)
-    figures = evaluate_decisions(truth, p[0] >= 0.5, weights) | evaluate_ranking(
-        truth, p[0], weights
-    )
+    figures = evaluate_decisions(truth, p[0] >= 0.5, weights)
+    figures |= evaluate_ranking(truth, p[0], weights)
     print(f"\nall {len(runs)} together, each image predicted by a model that never saw it")
-    for name, title in TITLES.items():
-        print(f"{title:28}{as_text(figures[name]):26}{figures[name]['n']:>6,} images")
+    print_table(figures)

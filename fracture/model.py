@@ -10,6 +10,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -91,6 +92,12 @@ class Head(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.linear(self.dropout(features))
+
+
+def class_margin(logits: torch.Tensor, positive: int) -> np.ndarray:
+    """(N, 2, ...) logits to (N, ...) float64: the positive class's less the other's."""
+    logits = logits.double()
+    return (logits[:, positive] - logits[:, 1 - positive]).numpy()
 
 
 def library(name: str) -> Any:

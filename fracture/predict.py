@@ -26,9 +26,8 @@ def find_images(given: Sequence[str]) -> list[Path]:
     Raises:
         InputError: a path does not exist, or there is no image in the folders.
     """
-    kinds = {kind for kind, name in Image.registered_extensions().items() if name in Image.OPEN} | {
-        ".dcm"
-    }
+    kinds = {kind for kind, name in Image.registered_extensions().items() if name in Image.OPEN}
+    kinds.add(".dcm")
     paths: list[Path] = []
     if "-" in given:
         given = [*(name for name in given if name != "-"), *sys.stdin.read().splitlines()]

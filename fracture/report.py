@@ -43,6 +43,12 @@ def as_text(figure: Mapping[str, Any] | None) -> str:
     return f"{figure['value']:.3f}{interval}"
 
 
+def print_table(figures: Mapping[str, Any]) -> None:
+    """Print every figure of `TITLES` with its interval and n."""
+    for name, title in TITLES.items():
+        print(f"{title:28}{as_text(figures[name]):26}{figures[name]['n']:>6,} images")
+
+
 def draw_plots(
     results: Mapping[str, Any],
     classifier: Classifier,
