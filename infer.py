@@ -40,11 +40,11 @@ if __name__ == "__main__":
         CONFIG, ARGUMENTS = parse_settings(PARSER)
 
 import numpy as np
-import torch
 import yaml
 from jsonargparse import Namespace
 from PIL import Image
 
+from fracture.cache import StoredFeatures
 from fracture.checkpoint import find_run, load_checkpoint
 from fracture.classifier import Classifier, restore
 from fracture.compare import compare_runs, pool_runs
@@ -67,7 +67,7 @@ def main(config: Config, arguments: Namespace) -> None:
     checkpoint = load_checkpoint(folder / "best.pt")
     device, precision = pick_device(config.device, config.precision)
     classifier = restore(checkpoint, config.weights, precision)
-    execution = (config.batch_size, config.workers, device)
+    execution = config.workers, device
     weights = "RANDOM" if checkpoint["weights"] == "none" else checkpoint["weights"]
     name = f"{classifier.recipe.backbone}, {weights} weights"
     print(f"run {folder.name}, epoch {checkpoint['epoch']}: {name}")
@@ -110,7 +110,7 @@ def main(config: Config, arguments: Namespace) -> None:
 def evaluate(
     classifier: Classifier,
     split: Split,
-    features: torch.Tensor,
+    features: StoredFeatures,
     rows: Sequence[Row],
     run: Path,
     settings: dict[str, Any],

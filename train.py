@@ -33,11 +33,13 @@ import yaml
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from fracture.cache import StoredFeatures
 from fracture.checkpoint import new_run, save_checkpoint, set_latest
 from fracture.features import Recipe, cached_features, pick_device
 from fracture.manifest import read_split
 from fracture.metrics import calibrated, choose_thresholds, fit_temperature
-from fracture.model import Head, class_margin, find_weights
+from fracture.model import Head, class_margin, find_weights, head_logits
+from fracture.team import rank
 from fracture.tracking import pick_mode, tracking
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
@@ -52,29 +54,32 @@ def main(config: Config) -> None:
     device, precision = pick_device(config.device, config.precision)
     wandb_mode = pick_mode(config.wandb_mode)
     weights = find_weights(config.backbone, config.weights, config.seed)
-    if weights.path is None:
+    if weights.path is None and rank() == 0:
         print("WARNING: the backbone's weights are random: good for timing, not for results")
 
     recipe = Recipe(config.backbone, weights, config.image_size, config.fit, precision)
     features, rows, unreadable = cached_features(
-        split, recipe, Path(config.cache_dir), config.batch_size, config.workers, device
+        split, recipe, Path(config.cache_dir), config.workers, device
     )
+    if rank() > 0:  # of several processes the first goes on, the others have done their share
+        return
     for row, reason in unreadable.items():
         print(f"set aside, unreadable: {row.image}: {reason}")
     labels = torch.tensor([split.classes.index(row.label) for row in rows])
     positive = split.classes.index(config.positive_class)
     is_train = torch.tensor([row.split == "train" for row in rows])
-    train_set = features[is_train], labels[is_train]
-    val_set = features[~is_train], labels[~is_train]
-    if not len(train_set[1]) or len(val_set[1].unique()) < 2:
+    train_set = features.subset(is_train), labels[is_train]
+    val_features, val_labels = features.subset(~is_train), labels[~is_train]
+    if not is_train.any() or len(val_labels.unique()) < 2:
         raise InputError(f"{split.folder}: no readable image to train on, or of a class in val")
 
-    # The head trains on the CPU: its steps are small, and there a run repeats bit for bit.
+    # The head trains on one core: its steps are small, and a run repeats bit for bit.
+    torch.set_num_threads(1)
     torch.manual_seed(config.seed)
-    head = Head(features.shape[1], config.dropout)
-    optimizer = torch.optim.Adam(head.parameters(), lr=config.lr)
+    head = Head(features.width, config.dropout)
+    optimizer = torch.optim.Adam(head.parameters(), lr=config.lr, fused=True)
     trainable = sum(parameter.numel() for parameter in head.parameters())
-    assert trainable == 2 * features.shape[1] + 2  # 4,610 for B6
+    assert trainable == 2 * features.width + 2  # 4,610 for B6
     print(f"head: {trainable:,} parameters, {is_train.sum():,} images to train on")
 
     folder.mkdir(parents=True)
@@ -95,13 +100,14 @@ def main(config: Config) -> None:
             # Seeded anew, so that epoch 7's order and dropout do not depend on how 1 to 6 were run.
             torch.manual_seed(config.seed + epoch)
             train_loss = train_epoch(head, shuffled(*train_set, config.batch_size), optimizer)
-            figures = {"epoch": epoch, "train_loss": train_loss, **validate(head, *val_set)}
-            is_best = not best or rank(figures, config.select_by) > rank(best, config.select_by)
+            logits = head_logits(head, val_features)
+            figures = {"epoch": epoch, "train_loss": train_loss, **validate(logits, val_labels)}
+            is_best = not best or merit(figures, config.select_by) > merit(best, config.select_by)
             best = figures if is_best else best
             checkpoint |= {"epoch": epoch, "head": head.state_dict(), "best": best}
             save_checkpoint(folder / "last.pt", checkpoint | {"optimizer": optimizer.state_dict()})
             if is_best:
-                decision = choose_decision(head, *val_set, positive)
+                decision = choose_decision(logits, val_labels, positive)
                 save_checkpoint(folder / "best.pt", checkpoint | decision)
             log_epoch(figures, is_best, folder / "history.jsonl", tracker)
         tracker.summary.update({f"best_{name}": value for name, value in best.items()})
@@ -111,10 +117,13 @@ def main(config: Config) -> None:
     print(f"run in {folder}\nnext: python infer.py")
 
 
-def shuffled(features: torch.Tensor, labels: torch.Tensor, batch_size: int) -> Batches:
+def shuffled(
+    features: torch.Tensor | StoredFeatures, labels: torch.Tensor, batch_size: int
+) -> Batches:
     """Batches in a new random order, from torch's global generator; the last may be short."""
-    for index in torch.randperm(len(labels)).split(batch_size):
-        yield features[index], labels[index]
+    for block in torch.randperm(len(labels)).split(64 * batch_size):  # that are read together
+        inputs, targets = features[block].split(batch_size), labels[block].split(batch_size)
+        yield from zip(inputs, targets, strict=True)
 
 
 def train_epoch(model: nn.Module, batches: Batches, optimizer: torch.optim.Optimizer) -> float:
@@ -141,28 +150,23 @@ def train_epoch(model: nn.Module, batches: Batches, optimizer: torch.optim.Optim
     return total / count
 
 
-@torch.inference_mode()
-def validate(head: Head, features: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+def validate(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     """Mean cross-entropy and accuracy, as `val_loss` and `val_accuracy`."""
-    logits = head.eval()(features)
     correct = int((logits.argmax(1) == labels).sum())
     loss = cross_entropy(logits, labels).item()
     return {"val_loss": loss, "val_accuracy": correct / len(labels)}
 
 
-@torch.inference_mode()
-def choose_decision(
-    head: Head, features: torch.Tensor, labels: torch.Tensor, positive: int
-) -> dict[str, Any]:
+def choose_decision(logits: torch.Tensor, labels: torch.Tensor, positive: int) -> dict[str, Any]:
     """What turns logits into decisions, chosen on validation images: temperature and thresholds."""
-    margin = class_margin(head.eval()(features), positive)
+    margin = class_margin(logits, positive)
     is_positive = (labels == positive).numpy()
     temperature = fit_temperature(is_positive, margin)
     thresholds = choose_thresholds(is_positive, calibrated(margin, temperature))
     return {"temperature": temperature, "thresholds": thresholds}
 
 
-def rank(figures: dict[str, float], select_by: SelectBy) -> tuple[float, float]:
+def merit(figures: dict[str, float], select_by: SelectBy) -> tuple[float, float]:
     """What makes an epoch better: the chosen figure, then the other; of equals the first stays."""
     accuracy, loss = figures["val_accuracy"], figures["val_loss"]
     return (accuracy, -loss) if select_by == "val_accuracy" else (-loss, accuracy)

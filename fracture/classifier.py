@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from fracture.cache import StoredFeatures
 from fracture.errors import InputError
 from fracture.features import Recipe
 from fracture.metrics import calibrated
-from fracture.model import Backbone, Head, class_margin, feature_width, find_weights
+from fracture.model import Backbone, Head, class_margin, feature_width, find_weights, head_logits
 
 
 def p_column(positive: str) -> str:
@@ -46,12 +47,11 @@ class Classifier:
     def column(self) -> str:
         return p_column(self.positive)
 
-    @torch.inference_mode()
-    def margin(self, features: torch.Tensor) -> np.ndarray:
+    def margin(self, features: torch.Tensor | StoredFeatures) -> np.ndarray:
         """(N, width) features to (N,) float64: the positive class's logit less the other's."""
-        return class_margin(self.head(features), self.positive_index)
+        return class_margin(head_logits(self.head, features), self.positive_index)
 
-    def p_positive(self, features: torch.Tensor) -> np.ndarray:
+    def p_positive(self, features: torch.Tensor | StoredFeatures) -> np.ndarray:
         """(N, width) features to (N,) calibrated probabilities of the positive class."""
         return calibrated(self.margin(features), self.temperature)
 

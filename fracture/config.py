@@ -20,6 +20,7 @@ Fit = Literal["squash", "letterbox"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
 SelectBy = Literal["val_accuracy", "val_loss"]
+Workers = int | Literal["auto"]
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 
@@ -52,7 +53,7 @@ class Config:
     seed: int
     device: Device
     precision: Precision
-    workers: int
+    workers: Workers
     wandb_mode: WandbMode
     wandb_project: str
 
@@ -73,7 +74,7 @@ class Config:
             ("lr", 0 < self.lr < float("inf"), "a number greater than 0"),
             ("dropout", 0 <= self.dropout < 1, "0 or more, less than 1"),
             ("seed", 0 <= self.seed < 2**32, "0 to 4294967295"),
-            ("workers", 0 <= self.workers <= 256, "0 to 256"),
+            ("workers", self.workers == "auto" or 0 <= self.workers <= 256, "auto, or 0 to 256"),
             ("wandb_project", re.fullmatch(r"[^/\\#?%:]+", self.wandb_project), "no / \\ # ? % :"),
         ):
             if not fits:

@@ -6,24 +6,33 @@ changes: 20 epochs over stored vectors are the textbook's 20 epochs over images,
 
 from __future__ import annotations
 
-import hashlib
-import json
-import zlib
-from collections.abc import Iterator, Sequence
+import ctypes
+import os
+import platform
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fracture.config import Device, Fit, Precision
+from fracture.cache import FeatureCache, StoredFeatures
+from fracture.config import Device, Fit, Precision, Workers
 from fracture.errors import InputError
 from fracture.images import PREPROCESSING_VERSION, ImageFiles
 from fracture.manifest import Row, Split
-from fracture.model import Weights, build_backbone, feature_width
+from fracture.model import Backbone, Weights, build_backbone, feature_width
+from fracture.team import ALONE, Team, local_rank, rank, team
+
+# Images at a time at 224 x 224 pixels, fewer of larger ones: memory then does not depend on the
+# size. A CPU gains nothing from more; a GPU needs them to be busy.
+PASS_IMAGES = {"cpu": 16, "cuda": 128}
+
+Result = tuple[list[int], np.ndarray, dict[int, str]]
 
 
 @dataclass(frozen=True)
@@ -49,53 +58,6 @@ class Recipe:
         }
 
 
-class FeatureCache:
-    """Feature vectors of one recipe, found by the sha256 of the image's file.
-
-    The file is a sequence of records of one size (checksum, sha256, vector), only ever appended to.
-    A record that is torn or rotten fails its checksum and counts as absent: the image is computed
-    again. There is no index that could disagree, and two processes may write at once.
-
-    Args:
-        cache_dir: holds one folder for each recipe, named by its hash.
-        recipe: how the vectors are computed.
-    """
-
-    def __init__(self, cache_dir: Path, recipe: Recipe) -> None:
-        self.recipe = json.dumps(recipe.describe(), indent=1)
-        key = hashlib.sha256(self.recipe.encode()).hexdigest()[:16]
-        self.file = cache_dir / f"{recipe.backbone}-{key}" / "features.bin"
-        width = feature_width(recipe.backbone)
-        self.record = np.dtype([("crc32", "<u4"), ("sha256", "u1", 32), ("vector", "<f4", width)])
-
-    def append(self, digests: Sequence[str], vectors: np.ndarray) -> None:
-        """Keep (N, width) float32 vectors under N hexadecimal digests."""
-        records = np.zeros(len(digests), self.record)
-        records["sha256"] = [list(bytes.fromhex(digest)) for digest in digests]
-        records["vector"] = vectors
-        records["crc32"] = [_checksum(record) for record in records]
-        if not self.file.exists():
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.file.with_name("recipe.json").write_text(self.recipe)
-        with self.file.open("ab") as file:
-            # A write that was cut short left part of a record: fill it up, so the next ones align.
-            padding = -file.tell() % self.record.itemsize
-            file.write(bytes(padding) + records.tobytes())
-
-    def load(self) -> tuple[np.ndarray, dict[str, int]]:
-        """All vectors, memory-mapped as (records, width) float32, and the record of each digest."""
-        count = self.file.stat().st_size // self.record.itemsize if self.file.exists() else 0
-        if not count:
-            return np.zeros(0, self.record)["vector"], {}
-        records = np.memmap(self.file, self.record, "r", shape=(count,))
-        whole = (i for i, record in enumerate(records) if record["crc32"] == _checksum(record))
-        return records["vector"], {records[i]["sha256"].tobytes().hex(): i for i in whole}
-
-
-def _checksum(record: np.void) -> int:
-    return zlib.crc32(record.tobytes()[4:])
-
-
 def pick_device(device: Device, precision: Precision) -> tuple[torch.device, str]:
     """Resolve "auto": the GPU if there is one, and bfloat16 where the hardware has it.
 
@@ -107,11 +69,24 @@ def pick_device(device: Device, precision: Precision) -> tuple[torch.device, str
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
         raise InputError("device is 'cuda', but torch sees no GPU here; allowed: auto, cpu")
-    picked = torch.device("cuda" if has_gpu and device != "cpu" else "cpu")
+    picked = torch.device(f"cuda:{local_rank()}" if has_gpu and device != "cpu" else "cpu")
     if precision == "auto":
         fast = picked.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bfloat16" if fast else "float32"
     return picked, precision
+
+
+def ready_backbone(recipe: Recipe, device: torch.device) -> Backbone:
+    """The recipe's backbone on a device, in its precision."""
+    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
+        # Let glibc keep what tensors free: it would map each large one anew, and the kernel fill it
+        # with zeros, which costs a pass up to a quarter of its time with B6, half with Lite0.
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes
+            ctypes.CDLL(None).mallopt(parameter, 2**31 - 1)
+    backbone = build_backbone(recipe.backbone, recipe.image_size, recipe.weights)
+    if recipe.precision == "bfloat16":
+        backbone.net.bfloat16()
+    return backbone.to(device)
 
 
 @torch.inference_mode()
@@ -119,76 +94,110 @@ def backbone_pass(
     paths: Sequence[Path],
     digests: Sequence[str] | None,
     recipe: Recipe,
-    batch_size: int,
-    workers: int,
+    workers: Workers,
     device: torch.device,
-) -> Iterator[tuple[list[int], np.ndarray, dict[int, str]]]:
+    processes: Team = ALONE,
+) -> Iterator[Result]:
     """Run the backbone over files, in order, with a progress bar.
 
     Args:
         paths: the files.
         digests: the sha256 that each must have; None takes them as they are.
         recipe: the backbone and what it is shown.
-        batch_size: images at a time.
-        workers: processes that decode.
+        workers: processes that decode; "auto" has one for every core, up to 16.
         device: where the backbone runs.
+        processes: they share the batches; all results come out in the first one.
 
     Yields:
         For each batch: the indices into `paths` of its readable files, their (N, width) float32
         features, and by index the reasons of the unreadable ones.
+
+    Raises:
+        InputError: features are not finite.
     """
-    backbone = build_backbone(recipe.backbone, recipe.image_size, recipe.weights).to(device)
+    backbone = ready_backbone(recipe, device)
+    size = max(1, PASS_IMAGES[device.type] * 224**2 // recipe.image_size**2)
+    batches = [batch.tolist() for batch in torch.arange(len(paths)).split(size)]
+    share = processes.share(batches)
+    cores = (os.cpu_count() or 1) // processes.size
     loader = DataLoader(
         ImageFiles(paths, digests, recipe.image_size, recipe.fit),
-        batch_size,
-        num_workers=min(workers, len(paths) // batch_size),  # a few images are not worth a process
+        batch_sampler=share,
+        # A few images are not worth a process.
+        num_workers=min(min(16, cores) if workers == "auto" else workers, len(share) - 1),
         pin_memory=device.type == "cuda",
     )
-    with tqdm(desc="backbone", total=len(paths), unit=" images", disable=None) as bar:
+
+    def passed() -> Iterator[tuple[list[int], torch.Tensor, Sequence[str]]]:
         for indices, images, reasons in loader:
-            readable = torch.tensor([not reason for reason in reasons])
-            with torch.autocast(device.type, torch.bfloat16, recipe.precision == "bfloat16"):
-                vectors = backbone(images[readable].to(device, non_blocking=True))
-            unreadable = {
-                int(i): reason for i, reason in zip(indices, reasons, strict=True) if reason
-            }
-            yield indices[readable].tolist(), vectors.float().cpu().numpy(), unreadable
-            bar.update(len(indices))
+            # A short last batch is filled up: of another shape, sums are taken in another order.
+            short = size - len(images) if len(batches) > 1 else 0
+            images = pad(images, (0, 0, 0, 0, 0, short)).to(device, non_blocking=True)
+            yield indices.tolist(), backbone(images), reasons
+
+    results = (_result(paths, *batch) for batch in _one_behind(passed()))
+    with tqdm(desc="backbone", total=len(paths), unit=" images", disable=rank() > 0 or None) as bar:
+        for result in processes.collect(results, len(batches)):
+            yield result
+            bar.update(len(result[0]) + len(result[2]))
+
+
+def _one_behind(items: Iterable[Any]) -> Iterator[Any]:
+    """Each item once the next one has begun: a GPU works while the CPU waits for its result."""
+    before = None
+    for item in items:
+        if before:
+            yield before
+        before = item
+    if before:
+        yield before
+
+
+def _result(
+    paths: Sequence[Path], indices: list[int], vectors: torch.Tensor, reasons: Sequence[str]
+) -> Result:
+    unreadable = {i: reason for i, reason in zip(indices, reasons, strict=True) if reason}
+    found = vectors.cpu().numpy()[: len(indices)][[not reason for reason in reasons]]
+    readable = [i for i in indices if i not in unreadable]
+    for i in np.flatnonzero(~np.isfinite(found).all(1)):
+        raise InputError(
+            f"{paths[readable[i]]}: its features are not finite numbers; try --precision float32, "
+            f"or other weights"
+        )
+    return readable, found, unreadable
 
 
 def cached_features(
-    split: Split,
-    recipe: Recipe,
-    cache_dir: Path,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-) -> tuple[torch.Tensor, list[Row], dict[Row, str]]:
+    split: Split, recipe: Recipe, cache_dir: Path, workers: Workers, device: torch.device
+) -> tuple[StoredFeatures, list[Row], dict[Row, str]]:
     """A split's features from the cache; images not in it pass the backbone once and are kept.
 
-    With everything in the cache, no image is opened and no backbone is built.
+    With everything in the cache, no image is opened and no backbone is built. Of several processes
+    that torchrun started each passes its share, and only the first one writes.
 
     Returns:
-        (N, width) float32 features, the N rows they belong to, and the rows whose images could not
-        be read, with the reason.
+        (N, width) features, the N rows they belong to, and the rows whose images could not be read,
+        with the reason.
     """
-    cache = FeatureCache(cache_dir, recipe)
-    vectors, index_of = cache.load()
+    cache = FeatureCache(cache_dir, recipe.describe(), feature_width(recipe.backbone))
     different = {row.sha256: row for row in split.rows}  # one pass serves all copies of a file
-    todo = [row for digest, row in different.items() if digest not in index_of]
-    print(
-        f"features: {len(different):,} different images, {len(todo):,} not in {cache.file.parent}"
-    )
     reasons: dict[str, str] = {}
-    if todo:
-        paths = [split.folder / row.place for row in todo]
-        todo_digests = [row.sha256 for row in todo]
-        execution = batch_size, workers, device
-        for done, new, unreadable in backbone_pass(paths, todo_digests, recipe, *execution):
-            cache.append([todo_digests[i] for i in done], new)
-            reasons |= {todo_digests[i]: reason for i, reason in unreadable.items()}
-        vectors, index_of = cache.load()
+    with team() as processes:
+        places = processes.agree(cache.find())
+        todo = [row for digest, row in different.items() if digest not in places]
+        if rank() == 0:
+            new_ones = f"{len(todo):,} not in {cache.file.parent}"
+            print(f"features: {len(different):,} different images, {new_ones}")
+        if todo:
+            paths = [split.folder / row.place for row in todo]
+            digests = [row.sha256 for row in todo]
+            batches = backbone_pass(paths, digests, recipe, workers, device, processes)
+            for done, new, unreadable in batches:
+                cache.append([digests[i] for i in done], new)
+                reasons |= {digests[i]: reason for i, reason in unreadable.items()}
+            reasons = processes.agree(reasons)  # by now the first one has written all
+            places = cache.find()
     rows = [row for row in split.rows if row.sha256 not in reasons]
-    features = torch.from_numpy(vectors[[index_of[row.sha256] for row in rows]])
+    features = StoredFeatures(cache, torch.tensor([places[row.sha256] for row in rows]))
     unread = {row: reasons[row.sha256] for row in split.rows if row.sha256 in reasons}
     return features, rows, unread

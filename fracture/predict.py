@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from fracture.classifier import Classifier
+from fracture.config import Workers
 from fracture.errors import InputError
 from fracture.features import backbone_pass
 from fracture.heatmaps import heat_maps, overlay
@@ -51,8 +52,7 @@ def predict(
     at: str,
     out_name: str | None,
     heatmaps: str | None,
-    batch_size: int,
-    workers: int,
+    workers: Workers,
     device: torch.device,
 ) -> None:
     """Print a line for each file, in order; an unreadable one gets its reason and stops nothing.
@@ -63,7 +63,6 @@ def predict(
         at: operating point of the decisions.
         out_name: of a .csv or .json file for the table, or None.
         heatmaps: folder for the heat maps, or None.
-        batch_size: images at a time.
         workers: processes that decode.
         device: where the backbone runs.
 
@@ -76,7 +75,7 @@ def predict(
     table: list[dict[str, Any]] = [
         {"file": str(path), classifier.column: None, "decision": "", "note": ""} for path in paths
     ]
-    batches = backbone_pass(paths, None, classifier.recipe, batch_size, workers, device)
+    batches = backbone_pass(paths, None, classifier.recipe, workers, device)
     for done, vectors, bad in batches:
         for index, p in zip(done, classifier.p_positive(torch.from_numpy(vectors)), strict=True):
             table[index] |= {classifier.column: float(p), "decision": classifier.decide(p, at)}

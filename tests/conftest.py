@@ -18,8 +18,9 @@ REAL = Path(os.environ.get("FRACATLAS", ROOT.parent / "shared" / "FracAtlas"))
 
 LITE = ("--backbone", "efficientnet-lite0")
 
-# Two threads a process whatever the machine has, so that sums are taken in one order everywhere.
-torch.set_num_threads(2)
+# One thread a process whatever the machine has: sums are then taken in one order everywhere, and
+# the tests' processes do not fight over its cores.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +48,7 @@ def run_script(
     return subprocess.run(
         [sys.executable, str(ROOT / name), *arguments],
         cwd=cwd,
-        env={**kept, "HOME": str(cwd), **variables},
+        env={**kept, "HOME": str(cwd), "OMP_NUM_THREADS": "1", **variables},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

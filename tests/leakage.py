@@ -20,9 +20,9 @@ from tqdm import tqdm
 from fracture.features import Recipe, backbone_pass
 from fracture.manifest import Row
 from fracture.metrics import evaluate_decisions, evaluate_ranking, resample
-from fracture.model import Head, find_weights
+from fracture.model import Head, find_weights, head_logits
 from split_dataset import assign_splits, read_rows
-from train import rank, shuffled, train_epoch, validate
+from train import merit, shuffled, train_epoch, validate
 
 SEEDS = range(20)
 NAMES = ("accuracy", "roc_auc", "sensitivity", "specificity")
@@ -33,12 +33,13 @@ def trained_head(features: torch.Tensor, labels: torch.Tensor, splits: np.ndarra
     train_set, val_set = ((features[splits == s], labels[splits == s]) for s in ("train", "val"))
     torch.manual_seed(42)
     head, best = Head(features.shape[1], 0.5), Head(features.shape[1], 0.5)
-    optimizer = torch.optim.Adam(head.parameters(), lr=0.001)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.001, fused=True)
     scores = []
     for epoch in range(1, 21):
         torch.manual_seed(42 + epoch)
         train_epoch(head, shuffled(*train_set, 16), optimizer)
-        scores.append(rank(validate(head, *val_set), "val_accuracy"))
+        figures = validate(head_logits(head, val_set[0]), val_set[1])
+        scores.append(merit(figures, "val_accuracy"))
         if scores[-1] > max(scores[:-1], default=(-1, 0)):
             best.load_state_dict(head.state_dict())
     return best.eval()
@@ -90,7 +91,7 @@ def main() -> None:
         "squash",
         "float32",
     )
-    passed = backbone_pass([root / r.image for r in rows], None, recipe, 8, 0, torch.device("cpu"))
+    passed = backbone_pass([root / r.image for r in rows], None, recipe, 0, torch.device("cpu"))
     features = torch.cat([torch.from_numpy(vectors) for _, vectors, _ in passed])
     twins = [row.group or row.image for row in rows]
     print(f"| split | files | {' | '.join(NAMES)} |")

@@ -23,8 +23,9 @@ from fracture.model import (
     build_backbone,
     feature_width,
     find_weights,
-    fold_batch_norm,
+    fold,
 )
+from train import train_epoch
 
 B6 = "efficientnet-b6"
 
@@ -39,6 +40,44 @@ def test_b6_with_a_2_unit_head_has_the_published_size() -> None:
     assert sum(parameter.numel() for parameter in both) == 40_740_314
     assert sum(parameter.numel() for parameter in both if parameter.requires_grad) == 4_610
     assert backbone(torch.zeros(1, 224, 224, dtype=torch.uint8)).shape == (1, 2304)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2, 0.5])
+def test_the_head_drops_features_as_torch_does(dropout: float) -> None:
+    """As many, scaled alike, others each time, and none in eval mode."""
+    torch.manual_seed(0)
+    head, ones = Head(20_000, dropout), torch.ones(4, 20_000)
+    seen: list[torch.Tensor] = []
+    head.linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for training in (True, True, False):
+        head.train(training)(ones)
+    theirs = torch.nn.Dropout(dropout)(ones)
+    assert seen[0].unique().tolist() == theirs.unique().tolist()
+    assert (seen[0] == 0).float().mean() == pytest.approx(dropout, abs=0.01)
+    assert torch.equal(seen[0], seen[1]) == (dropout == 0)
+    assert torch.equal(seen[2], ones)
+
+
+def test_the_head_trains_step_for_step_as_plain_torch_does() -> None:
+    """Adam as Kingma and Ba write it (ICLR 2015, algorithm 1), in double precision."""
+    torch.manual_seed(0)
+    features, labels = torch.randn(320, 2304), torch.randint(2, (320,))
+    head = Head(2304, 0.5)
+    w, b = (p.detach().double() for p in (head.linear.weight, head.linear.bias))
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.001, fused=True)
+    m = v = torch.zeros(2, 2305, dtype=torch.float64)
+    for step, batch in enumerate(torch.arange(320).split(16), 1):
+        torch.manual_seed(step)
+        train_epoch(head, [(features[batch], labels[batch])], optimizer)
+        torch.manual_seed(step)
+        x = (features[batch] * (torch.rand(16, 2304) >= 0.5) * 2).double()
+        error = (x @ w.T + b).softmax(1) - torch.nn.functional.one_hot(labels[batch])
+        gradient = torch.cat([error.T @ x, error.sum(0)[:, None]], 1) / 16
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        update = 0.001 * m / (1 - 0.9**step) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+        w, b = w - update[:, :-1], b - update[:, -1]
+        torch.testing.assert_close(head.linear.weight.double(), w, rtol=0, atol=1e-6)
+        torch.testing.assert_close(head.linear.bias.double(), b, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [224, 528])
@@ -239,7 +278,7 @@ def test_folding_serves_the_networks_with_swish_too(b6_weights: Path) -> None:
     folded = build_backbone(B6, 64, own(b6_weights))
     plain = Backbone(B6, 64, "imagenet").double()
     plain.net.load_state_dict(torch.load(b6_weights, weights_only=True))
-    fold_batch_norm(again := copy.deepcopy(plain.net))
+    fold(again := copy.deepcopy(plain.net))
     images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
     with torch.inference_mode():
         expected, found = plain.net.extract_features(images), again.extract_features(images)
