@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-BLOCK = 4096  # records that are read at a time
+BLOCK = 1024  # records that are read at a time
 
 
 class FeatureCache:
@@ -87,10 +87,17 @@ class StoredFeatures:
 
     def __getitem__(self, index: torch.Tensor | slice) -> torch.Tensor:
         """Read (n, width) float32 vectors."""
-        # Mapped anew each time: what was read does not stay in this process's memory, and so a
-        # million vectors need no more of it than a thousand do.
-        records = np.memmap(self.cache.file, self.cache.record, "r")
-        return torch.from_numpy(records["vector"][self.places[index].numpy()])
+        # Not mapped into memory: there the kernel adds up to 700 KB of file to each row, and a
+        # million rows would fill it.
+        places = self.places[index].tolist()
+        vectors = np.empty((len(places), self.width), "<f4")
+        size = self.cache.record.itemsize
+        offset = size - vectors.itemsize * self.width  # the vector is the record's end
+        with self.cache.file.open("rb", buffering=0) as file:
+            for vector, place in zip(vectors, places, strict=True):
+                file.seek(place * size + offset)
+                file.readinto(vector.data)
+        return torch.from_numpy(vectors)
 
     def subset(self, mask: torch.Tensor) -> StoredFeatures:
         """The vectors at which an (N,) bool mask is true; nothing is read."""
