@@ -120,20 +120,21 @@ def backbone_pass(
     batches = [batch.tolist() for batch in torch.arange(len(paths)).split(size)]
     share = processes.share(batches)
     cores = (os.cpu_count() or 1) // processes.size
+    decoders = min(16, cores) if workers == "auto" else workers
     loader = DataLoader(
         ImageFiles(paths, digests, recipe.image_size, recipe.fit),
         batch_sampler=share,
         # A few images are not worth a process.
-        num_workers=min(min(16, cores) if workers == "auto" else workers, len(share) - 1),
+        num_workers=max(0, min(decoders, len(share) - 1)),
         pin_memory=device.type == "cuda",
     )
 
     def passed() -> Iterator[tuple[list[int], torch.Tensor, Sequence[str]]]:
         for indices, images, reasons in loader:
-            # A short last batch is filled up: of another shape, sums are taken in another order.
-            short = size - len(images) if len(batches) > 1 else 0
-            images = pad(images, (0, 0, 0, 0, 0, short)).to(device, non_blocking=True)
-            yield indices.tolist(), backbone(images), reasons
+            if len(images) < size and len(batches) > 1:
+                # Filled up: with another shape, sums would be taken in another order.
+                images = pad(images, (0, 0, 0, 0, 0, size - len(images)))
+            yield indices.tolist(), backbone(images.to(device, non_blocking=True)), reasons
 
     results = (_result(paths, *batch) for batch in _one_behind(passed()))
     with tqdm(desc="backbone", total=len(paths), unit=" images", disable=rank() > 0 or None) as bar:

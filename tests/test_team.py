@@ -52,6 +52,14 @@ def test_two_processes_make_the_cache_and_the_head_of_one(workplace: Path) -> No
     assert torch.equal(one["head"]["linear.weight"], two["head"]["linear.weight"])
     assert (one["temperature"], one["thresholds"]) == (two["temperature"], two["thresholds"])
 
+    # Less to do than there are processes: one record is lost.
+    (file,) = (workplace / "cache-together").rglob("features.bin")
+    file.write_bytes(file.read_bytes()[:-1])
+    job = start(workplace, "--cache_dir", "cache-together", "--epochs", "1")
+    said, _ = job.communicate(timeout=120)
+    assert job.returncode == 0, said
+    assert ", 1 not in cache-together" in said
+
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_job_and_what_is_finished_is_kept(
