@@ -1,5 +1,6 @@
 # make demo    the whole job on drawn radiographs: environment, data, split, training, test
 # make test    environment, ruff, mypy, pytest
+# make soak    the tests of faults, many times over: some ten minutes
 
 # Where this is set, Python compiles torch anew in every process: 13 s of import instead of 3 s.
 unexport PYTHONDONTWRITEBYTECODE
@@ -7,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test
+.PHONY: demo test soak
 
 demo: .venv/ready
 	$(RUN) -m fracture.demo data/demo/FracAtlas
@@ -20,6 +21,9 @@ test: .venv/ready
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy .
 	$(RUN) -m pytest
+
+soak: .venv/ready
+	KILLS=20 $(RUN) -m pytest tests/test_faults.py
 
 # uv installs in under a minute what takes pip several.
 .venv/ready: requirements.txt requirements-dev.txt

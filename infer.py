@@ -54,6 +54,7 @@ from fracture.heatmaps import heat_maps, localisation, overlay, read_boxes
 from fracture.manifest import FILE_NAME, Row, Split, read_manifest, read_split
 from fracture.predict import find_images, predict
 from fracture.report import as_text, draw_plots, print_table, write_report
+from fracture.team import rank
 from fracture.tracking import log_results, pick_mode
 
 
@@ -80,6 +81,8 @@ def main(config: Config, arguments: Namespace) -> None:
     features, rows, unreadable = cached_features(
         split, classifier.recipe, Path(config.cache_dir), *execution
     )
+    if rank() > 0:  # of several processes the first goes on
+        return
     if not rows:
         raise InputError(f"{split.folder}: no test image can be read")
     origin = {
@@ -95,6 +98,7 @@ def main(config: Config, arguments: Namespace) -> None:
     output = folder / "test"
     output.mkdir(exist_ok=True)
     p = classifier.p_positive(features)
+    (output / "metrics.json").unlink(missing_ok=True)  # written last, it says that all is whole
     write_predictions(output / "predictions.csv", classifier, rows, p, unreadable)
     settings = checkpoint["settings"]
     results = evaluate(classifier, split, features, rows, folder, settings, origin)
@@ -133,10 +137,12 @@ def evaluate(
     sizes = np.array([(split.folder / row.place).stat().st_size for row in rows])
     results = origin | evaluate_test(classifier, margin, rows, train_rows, sizes)
     films, results["localisation"] = look(classifier, split, rows, classifier.p_positive(features))
-    (run / "test" / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     drawn = draw_plots(results, classifier, margin, rows, history)
     write_report(run / "test", results, drawn, films, all_rows, settings)
+    temporary = run / "test" / "metrics.tmp"
+    temporary.write_text(json.dumps(results, indent=2) + "\n")
+    temporary.replace(run / "test" / "metrics.json")
     return results
 
 

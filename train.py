@@ -2,6 +2,7 @@
 
     python train.py                        # EfficientNet-B6, ImageNet weights
     python train.py --backbone efficientnet-lite0 --lr 3e-4
+    python train.py --resume NAME          # a run that was cut short
 
 Each image passes the frozen backbone once, and its features stay in the cache;
 the epochs run on those. All of a run goes into runs/NAME/, and to wandb.
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,18 +27,28 @@ from fracture.errors import InputError, exit_status
 
 if __name__ == "__main__":
     with exit_status():  # before the slow imports: --help and a wrong setting answer at once
-        CONFIG, _ = parse_settings(settings_parser(__doc__))
+        PARSER = settings_parser(__doc__, "[--resume RUN] ")
+        PARSER.add_argument("--resume", metavar="RUN", help="go on with a run that was cut short")
+        CONFIG, ARGUMENTS = parse_settings(PARSER)
 
 import torch
 import wandb
-import yaml
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from fracture.cache import StoredFeatures
-from fracture.checkpoint import new_run, save_checkpoint, set_latest
+from fracture.cache import BLOCK, StoredFeatures
+from fracture.checkpoint import (
+    begin_run,
+    check_name,
+    cut_history,
+    find_run,
+    held,
+    resumed,
+    save_checkpoint,
+    set_latest,
+)
 from fracture.features import Recipe, cached_features, pick_device
-from fracture.manifest import read_split
+from fracture.manifest import Row, Split, read_split
 from fracture.metrics import calibrated, choose_thresholds, fit_temperature
 from fracture.model import Head, class_margin, find_weights, head_logits
 from fracture.team import rank
@@ -45,47 +57,21 @@ from fracture.tracking import pick_mode, tracking
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 
-def main(config: Config) -> None:
+def main(config: Config, resume: str | None) -> None:
     # All that can be wrong is looked at before anything slow begins.
     split = read_split(Path(config.split_dir), "train", "val")
     if config.positive_class not in split.classes:
         raise InputError(f"positive_class is {config.positive_class!r}; allowed: {split.classes}")
-    folder = new_run(config.run, config.backbone)
+    if not resume:
+        check_name(config.run)
     device, precision = pick_device(config.device, config.precision)
     wandb_mode = pick_mode(config.wandb_mode)
     weights = find_weights(config.backbone, config.weights, config.seed)
     if weights.path is None and rank() == 0:
         print("WARNING: the backbone's weights are random: good for timing, not for results")
-
     recipe = Recipe(config.backbone, weights, config.image_size, config.fit, precision)
-    features, rows, unreadable = cached_features(
-        split, recipe, Path(config.cache_dir), config.workers, device
-    )
-    if rank() > 0:  # of several processes the first goes on, the others have done their share
-        return
-    for row, reason in unreadable.items():
-        print(f"set aside, unreadable: {row.image}: {reason}")
-    labels = torch.tensor([split.classes.index(row.label) for row in rows])
-    positive = split.classes.index(config.positive_class)
-    is_train = torch.tensor([row.split == "train" for row in rows])
-    train_set = features.subset(is_train), labels[is_train]
-    val_features, val_labels = features.subset(~is_train), labels[~is_train]
-    if not is_train.any() or len(val_labels.unique()) < 2:
-        raise InputError(f"{split.folder}: no readable image to train on, or of a class in val")
-
-    # The head trains on one core: its steps are small, and a run repeats bit for bit.
-    torch.set_num_threads(1)
-    torch.manual_seed(config.seed)
-    head = Head(features.width, config.dropout)
-    optimizer = torch.optim.Adam(head.parameters(), lr=config.lr, fused=True)
-    trainable = sum(parameter.numel() for parameter in head.parameters())
-    assert trainable == 2 * features.width + 2  # 4,610 for B6
-    print(f"head: {trainable:,} parameters, {is_train.sum():,} images to train on")
-
-    folder.mkdir(parents=True)
-    settings = asdict(config)
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    checkpoint: dict[str, Any] = {
+    settings = asdict(config) | {"fractions": [*config.fractions]}  # as config.yaml will hold them
+    identity: dict[str, Any] = {  # what the checkpoints hold besides what is trained
         "settings": settings,
         "weights": weights.source,
         "recipe": recipe.describe(),
@@ -93,10 +79,36 @@ def main(config: Config) -> None:
         "positive_class": config.positive_class,
         "manifest_sha256": split.sha256,
     }
-    best: dict[str, float] = {}
-    with tracking(wandb_mode, config.wandb_project, folder, settings) as tracker:
+    state = resumed(find_run(resume), identity) if resume else {}
+
+    features, rows, unreadable = cached_features(
+        split, recipe, Path(config.cache_dir), config.workers, device
+    )
+    if rank() > 0:  # of several processes the first goes on, the others have done their share
+        return
+    for row, reason in unreadable.items():
+        print(f"set aside, unreadable: {row.image}: {reason}")
+    train_set, (val_features, val_labels) = labelled(split, features, rows)
+
+    # The head trains on one core: its steps are small, and a run repeats bit for bit.
+    torch.set_num_threads(1)
+    torch.manual_seed(config.seed)
+    head = Head(features.width, config.dropout)
+    optimizer = torch.optim.Adam(head.parameters(), lr=config.lr, fused=True)
+    if "head" in state:
+        head.load_state_dict(state["head"])
+        optimizer.load_state_dict(state["optimizer"])
+    trainable = sum(parameter.numel() for parameter in head.parameters())
+    assert trainable == 2 * features.width + 2  # 4,610 for B6
+    print(f"head: {trainable:,} parameters, {len(train_set[1]):,} images to train on")
+
+    folder = find_run(resume) if resume else begin_run(config.run, settings)
+    print(f"run in {folder}; if it is cut short: python train.py --resume {folder.name}")
+    best = state.get("best", {})
+    with held(folder), tracking(wandb_mode, config.wandb_project, folder, settings) as tracker:
+        cut_history(folder, state.get("epoch", 0))
         print(f"\n{'epoch':>5}{'train loss':>12}{'val loss':>10}{'val accuracy':>14}")
-        for epoch in range(1, config.epochs + 1):
+        for epoch in range(state.get("epoch", 0) + 1, config.epochs + 1):
             # Seeded anew, so that epoch 7's order and dropout do not depend on how 1 to 6 were run.
             torch.manual_seed(config.seed + epoch)
             train_loss = train_epoch(head, shuffled(*train_set, config.batch_size), optimizer)
@@ -104,24 +116,42 @@ def main(config: Config) -> None:
             figures = {"epoch": epoch, "train_loss": train_loss, **validate(logits, val_labels)}
             is_best = not best or merit(figures, config.select_by) > merit(best, config.select_by)
             best = figures if is_best else best
-            checkpoint |= {"epoch": epoch, "head": head.state_dict(), "best": best}
-            save_checkpoint(folder / "last.pt", checkpoint | {"optimizer": optimizer.state_dict()})
+            reached = identity | {"epoch": epoch, "head": head.state_dict(), "best": best}
             if is_best:
+                positive = split.classes.index(config.positive_class)
                 decision = choose_decision(logits, val_labels, positive)
-                save_checkpoint(folder / "best.pt", checkpoint | decision)
+                save_checkpoint(folder / "best.pt", reached | decision)
             log_epoch(figures, is_best, folder / "history.jsonl", tracker)
+            # Last: what it says is reached is on disk by now, and a resumed run goes on from there.
+            save_checkpoint(folder / "last.pt", reached | {"optimizer": optimizer.state_dict()})
         tracker.summary.update({f"best_{name}": value for name, value in best.items()})
     set_latest(folder)
     accuracy, loss = best["val_accuracy"], best["val_loss"]
     print(f"\nbest epoch {best['epoch']}: validation accuracy {accuracy:.4f}, loss {loss:.4f}")
-    print(f"run in {folder}\nnext: python infer.py")
+    print("next: python infer.py")
+
+
+def labelled(
+    split: Split, features: StoredFeatures, rows: Sequence[Row]
+) -> list[tuple[StoredFeatures, torch.Tensor]]:
+    """The features and class indices of train and of val.
+
+    Raises:
+        InputError: there is nothing to train on, or val lacks a class.
+    """
+    labels = torch.tensor([split.classes.index(row.label) for row in rows])
+    is_train = torch.tensor([row.split == "train" for row in rows])
+    if not is_train.any() or len(labels[~is_train].unique()) < 2:
+        raise InputError(f"{split.folder}: no readable image to train on, or of a class in val")
+    return [(features.subset(mask), labels[mask]) for mask in (is_train, ~is_train)]
 
 
 def shuffled(
     features: torch.Tensor | StoredFeatures, labels: torch.Tensor, batch_size: int
 ) -> Batches:
     """Batches in a new random order, from torch's global generator; the last may be short."""
-    for block in torch.randperm(len(labels)).split(64 * batch_size):  # that are read together
+    together = max(1, BLOCK // batch_size) * batch_size  # are read at a time
+    for block in torch.randperm(len(labels)).split(together):
         inputs, targets = features[block].split(batch_size), labels[block].split(batch_size)
         yield from zip(inputs, targets, strict=True)
 
@@ -179,9 +209,11 @@ def log_epoch(figures: dict[str, float], is_best: bool, history: Path, tracker: 
     print(f"{epoch:5}{train_loss:12.4f}{val_loss:10.4f}{val_accuracy:14.4f}{mark}")
     with history.open("a") as file:
         file.write(json.dumps({**figures, "best": is_best}) + "\n")
-    tracker.log(figures)
+        file.flush()
+        os.fsync(file.fileno())
+    tracker.log(figures, step=int(epoch))
 
 
 if __name__ == "__main__":
     with exit_status():
-        main(CONFIG)
+        main(CONFIG, ARGUMENTS.resume and Path(ARGUMENTS.resume).name)

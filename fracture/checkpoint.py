@@ -2,28 +2,117 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, is_zipfile
 
 import torch
+import yaml
 
 from fracture.errors import InputError
 
 RUNS = Path("runs")
 
+# Settings that may change when a run goes on: where things are, and what serves the work.
+FREE = {"data_root", "data_url", "data_md5", "split_dir", "cache_dir"}
+FREE |= {"workers", "wandb_mode", "wandb_project"}
 
-def new_run(name: str | None, backbone: str) -> Path:
-    """The folder of a run to be; without a name, one from the time and the backbone.
+
+def check_name(name: str | None) -> None:
+    """Refuse, before anything slow, what `begin_run` would refuse.
 
     Raises:
         InputError: a run of that name exists; no run overwrites another.
     """
-    folder = RUNS / (name or f"{datetime.now():%Y%m%d-%H%M%S}-{backbone}")
-    if folder.exists():
-        raise InputError(f"{folder} exists, and no run overwrites another; pass another --run NAME")
-    return folder
+    if name and (RUNS / name).exists():
+        raise InputError(
+            f"{RUNS / name} exists, and no run overwrites another; pass another --run NAME, or "
+            f"go on with it: --resume {name}"
+        )
+
+
+def begin_run(name: str | None, settings: dict[str, Any]) -> Path:
+    """Make a run's folder, which appears with its config.yaml in it.
+
+    Args:
+        name: of the run; None makes one from the time and the backbone.
+        settings: resolved, for config.yaml.
+
+    Raises:
+        InputError: as `check_name`.
+    """
+    check_name(name)
+    RUNS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=RUNS, prefix=".new-") as scratch:
+        new = Path(scratch) / "run"
+        new.mkdir()
+        (new / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+        while True:
+            folder = RUNS / (name or f"{datetime.now():%Y%m%d-%H%M%S}-{settings['backbone']}")
+            try:
+                return new.rename(folder)
+            except OSError:
+                if not folder.exists():
+                    raise
+                check_name(name)
+                time.sleep(0.5)  # two runs began within a second: the name changes with the next
+
+
+def resumed(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """What a run that was cut short had reached: its last.pt; before the first epoch its settings.
+
+    Args:
+        folder: of the run.
+        identity: what checkpoints of this run hold besides what was trained.
+
+    Raises:
+        InputError: the settings, the split or the weights are others than those of the run.
+    """
+    if (folder / "last.pt").is_file():
+        state = load_checkpoint(folder / "last.pt")
+    else:
+        state = {"settings": yaml.safe_load((folder / "config.yaml").read_text())}
+    for key in identity.keys() & state.keys():
+        then, now = state[key], identity[key]
+        if not isinstance(now, dict):
+            then, now = {key: then}, {key: now}
+        for name, value in now.items():
+            if name not in FREE and then.get(name) != value:
+                raise InputError(
+                    f"{folder}: {name} is {value}, but the run began with {then.get(name)}"
+                )
+    return state
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep a run to this process: two of them would write the same files.
+
+    Raises:
+        InputError: another process trains it.
+    """
+    with (folder / "config.yaml").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{folder}: another process is training this run") from error
+        yield
+
+
+def cut_history(folder: Path, epochs: int) -> None:
+    """Keep the first lines of history.jsonl: what a run wrote after its last.pt comes again."""
+    history = folder / "history.jsonl"
+    lines = history.read_text().splitlines(keepends=True) if history.is_file() else []
+    temporary = history.with_suffix(".tmp")
+    temporary.write_text("".join(lines[:epochs]))
+    temporary.replace(history)
 
 
 def find_run(name: str | None) -> Path:
@@ -32,7 +121,7 @@ def find_run(name: str | None) -> Path:
     Raises:
         InputError: there is no such run.
     """
-    folder = RUNS / name if name else RUNS / (RUNS / "latest").resolve().name
+    folder = RUNS / (RUNS / (name or "latest")).resolve().name
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run here; train one first: python train.py")
     return folder
@@ -64,7 +153,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; the run did not finish an epoch")
     content = load_tensors(path)
-    if not {"head", "recipe", "weights", "classes", "settings", "thresholds"} <= content.keys():
+    own = "thresholds" if path.name == "best.pt" else "optimizer"
+    if not {"head", "recipe", "weights", "classes", "settings", own} <= content.keys():
         raise InputError(f"{path}: not a checkpoint of train.py")
     return content
 
@@ -76,6 +166,10 @@ def load_tensors(path: Path) -> dict[str, Any]:
         InputError: it is damaged, or something else.
     """
     try:
+        if is_zipfile(path):  # all but torch's oldest files; torch does not look at the checksums
+            with ZipFile(path) as file:
+                if file.testzip():
+                    raise ValueError("a checksum is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever bytes may lead torch to: nine kinds have been seen
         raise InputError(f"{path}: damaged, or not written by torch.save") from error

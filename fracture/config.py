@@ -126,9 +126,13 @@ def parse_settings(
     """
     only_config = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     only_config.add_argument("--config")
+    only_config.add_argument(
+        "--resume"
+    )  # train.py's: a run's own settings, unless others are given
     source = "command line"
     try:
-        chosen = only_config.parse_known_args(arguments)[0].config
+        known = only_config.parse_known_args(arguments)[0]
+        chosen = known.config or (known.resume and f"runs/{Path(known.resume).name}/config.yaml")
         # Place by place, so that a message can say where the fault stands.
         for source in [str(DEFAULT_FILE), chosen] if chosen else [str(DEFAULT_FILE)]:
             parsed = parser.parse_object(_read_yaml(Path(source)))

@@ -1,4 +1,4 @@
-"""How a script ends: status 0 done, 2 the input or the machine is at fault, 130 interrupted."""
+"""How a script ends: 0 done, 2 the input or the machine is at fault, 130 Ctrl-C, 143 SIGTERM."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ class InputError(Exception):
     """The user's input is wrong. The message is one line: what, where, and what to do about it."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: like Ctrl-C, from a scheduler or a shutdown instead of a person."""
+
+
 def one_line(error: Exception) -> str:
     """What an error says, without its line breaks; its type where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -22,9 +26,10 @@ def one_line(error: Exception) -> str:
 
 @contextmanager
 def exit_status() -> Iterator[None]:
-    """Turn wrong input, refused files and Ctrl-C into one line; a bug keeps its traceback."""
+    """Turn wrong input, refused files and signals into one line; a bug keeps its traceback."""
     script = Path(sys.argv[0]).name
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be text
@@ -32,6 +37,8 @@ def exit_status() -> Iterator[None]:
         yield
     except InputError as error:
         sys.exit(_say(script, str(error), 2))
+    except Terminated:
+        sys.exit(_say(script, "terminated", 143))
     except KeyboardInterrupt:
         sys.exit(_say(script, "interrupted", 130))
     except BrokenPipeError:  # whoever read our output has seen enough, as `| head` does
@@ -42,6 +49,11 @@ def exit_status() -> Iterator[None]:
     finally:
         # Outside these blocks the scripts only import: there Ctrl-C ends them without a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 def _say(script: str, message: str, status: int) -> int:

@@ -53,7 +53,7 @@ class Recipe:
             "normalisation": self.weights.normalisation,
             "image_size": self.image_size,
             "fit": self.fit,
-            "precision": self.precision,
+            "precision": self.precision.replace("bfloat16", "bfloat16, weights too"),
             "preprocessing": PREPROCESSING_VERSION,
         }
 
@@ -81,8 +81,9 @@ def ready_backbone(recipe: Recipe, device: torch.device) -> Backbone:
     if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         # Let glibc keep what tensors free: it would map each large one anew, and the kernel fill it
         # with zeros, which costs a pass up to a quarter of its time with B6, half with Lite0.
-        for parameter in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes
-            ctypes.CDLL(None).mallopt(parameter, 2**31 - 1)
+        mallopt = ctypes.CDLL(None).mallopt
+        if mallopt(-3, 2**31 - 1):  # M_MMAP_THRESHOLD, in bytes; an old glibc may refuse so many
+            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     backbone = build_backbone(recipe.backbone, recipe.image_size, recipe.weights)
     if recipe.precision == "bfloat16":
         backbone.net.bfloat16()
@@ -131,8 +132,9 @@ def backbone_pass(
 
     def passed() -> Iterator[tuple[list[int], torch.Tensor, Sequence[str]]]:
         for indices, images, reasons in loader:
-            if len(images) < size and len(batches) > 1:
-                # Filled up: with another shape, sums would be taken in another order.
+            if len(images) < size and digests:
+                # Filled up, for features that are kept: with another shape sums would be taken in
+                # another order, and a pass that was cut short not end in the same bits.
                 images = pad(images, (0, 0, 0, 0, 0, size - len(images)))
             yield indices.tolist(), backbone(images.to(device, non_blocking=True)), reasons
 
@@ -184,7 +186,7 @@ def cached_features(
     different = {row.sha256: row for row in split.rows}  # one pass serves all copies of a file
     reasons: dict[str, str] = {}
     with team() as processes:
-        places = processes.agree(cache.find())
+        places = processes.agree(cache.find() if rank() == 0 else {})
         todo = [row for digest, row in different.items() if digest not in places]
         if rank() == 0:
             new_ones = f"{len(todo):,} not in {cache.file.parent}"
@@ -196,8 +198,7 @@ def cached_features(
             for done, new, unreadable in batches:
                 cache.append([digests[i] for i in done], new)
                 reasons |= {digests[i]: reason for i, reason in unreadable.items()}
-            reasons = processes.agree(reasons)  # by now the first one has written all
-            places = cache.find()
+            places, reasons = processes.agree((cache.find() if rank() == 0 else {}, reasons))
     rows = [row for row in split.rows if row.sha256 not in reasons]
     features = StoredFeatures(cache, torch.tensor([places[row.sha256] for row in rows]))
     unread = {row: reasons[row.sha256] for row in split.rows if row.sha256 in reasons}

@@ -35,7 +35,8 @@ class Team:
         """The first process's value, in all of them."""
         values: list[Any] = [value]
         if self.size > 1:
-            dist.broadcast_object_list(values)
+            with _peers_alive():
+                dist.broadcast_object_list(values)
         return values[0]
 
     def share(self, items: Sequence[T]) -> list[T]:
@@ -58,7 +59,8 @@ class Team:
         for _ in range(-(-count // self.size)):
             everyone: list[Any] = [None] * self.size
             own: Any = next(results, None)
-            dist.gather_object(own, everyone if rank() == 0 else None)
+            with _peers_alive():
+                dist.gather_object(own, everyone if rank() == 0 else None)
             yield from (result for result in everyone if result is not None)
 
 
@@ -66,13 +68,21 @@ ALONE = Team(1)
 
 
 @contextmanager
+def _peers_alive() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # all that gloo raises, in many words
+        raise InputError(
+            f"another process of this job has ended, see its message; what is finished is kept: "
+            f"run again ({one_line(error)[:60]})"
+        ) from error
+
+
+@contextmanager
 def team() -> Iterator[Team]:
     """Meet the other processes of this job.
 
     They talk by gloo, on GPUs too: all that they exchange are features on their way to the disk.
-
-    Raises:
-        InputError: one of them has ended.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
@@ -81,12 +91,5 @@ def team() -> Iterator[Team]:
     dist.init_process_group("gloo")
     try:
         yield Team(size)
-    except RuntimeError as error:
-        if "peer" not in str(error):
-            raise
-        raise InputError(
-            f"another process of this job has ended, see its message; what is finished is kept: "
-            f"run again ({one_line(error)[:60]})"
-        ) from error
     finally:
         dist.destroy_process_group()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from fracture.demo import draw_data_set
 from fracture.model import Backbone
@@ -31,12 +35,35 @@ def real() -> Path:
     return REAL
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first of the tests' processes to need it makes, for all of them."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.with_suffix(".made").exists():
+            folder.mkdir()
+            make(folder)
+            folder.with_suffix(".made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small data set of drawn radiographs in FracAtlas' layout."""
-    root = tmp_path_factory.mktemp("drawn") / "FracAtlas"
-    draw_data_set(root, count=80, seed=1)
-    return root
+
+    def draw(folder: Path) -> None:
+        draw_data_set(folder / "FracAtlas", count=80, seed=1)
+
+    return made_once(tmp_path_factory, "drawn", draw) / "FracAtlas"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Add up what the tests of faults counted."""
+    totals: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("passed", []):
+        totals.update(dict(report.user_properties))
+    for what, count in totals.items():
+        terminalreporter.write_line(f"{what}: {count:,}")
 
 
 def run_script(
@@ -79,13 +106,17 @@ def b6_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def workplace(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the drawn data was split, a run trained with defaults, and tested."""
-    folder = tmp_path_factory.mktemp("workplace")
-    for name, *arguments in (
-        ("split_dataset.py", "--data_root", str(drawn)),
-        ("train.py", *LITE, "--run", "first"),
-        ("infer.py",),
-    ):
-        done = run_script(folder, name, *arguments)
-        assert done.returncode == 0, done.stderr
-        (folder / f"{name}.txt").write_text(done.stdout)
-    return folder
+
+    def work(folder: Path) -> None:
+        for name, *arguments in (
+            ("split_dataset.py", "--data_root", str(drawn)),
+            ("train.py", *LITE, "--run", "first"),
+            ("infer.py",),
+        ):
+            done = run_script(folder, name, *arguments)
+            assert done.returncode == 0, done.stderr
+            (folder / f"{name}.txt").write_text(done.stdout)
+
+    own = tmp_path_factory.mktemp("own") / "workplace"
+    shutil.copytree(made_once(tmp_path_factory, "workplace", work), own, symlinks=True)
+    return own

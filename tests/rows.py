@@ -8,7 +8,6 @@ The features are made up, of EfficientNet-B6's width. Each number of rows has a 
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from benchmark import peak_memory
 from fracture.cache import BLOCK, FeatureCache, StoredFeatures
 from fracture.model import Head, head_logits
 from train import shuffled, train_epoch
@@ -52,7 +52,7 @@ def train(folder: Path) -> tuple[float, float, float, float]:
     start = perf_counter()
     head_logits(head, features.subset(~is_train))
     judged = perf_counter() - start
-    return found, epoch, judged, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return found, epoch, judged, peak_memory()
 
 
 def main() -> None:

@@ -195,13 +195,13 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path) -> 
 
 def test_a_cut_checkpoint_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
     keys = ("head", "recipe", "weights", "classes", "settings", "thresholds")
-    torch.save(dict.fromkeys(keys, torch.ones(50)), tmp_path / "whole.pt")
-    content = (tmp_path / "whole.pt").read_bytes()
-    load_checkpoint(tmp_path / "whole.pt")
+    torch.save(dict.fromkeys(keys, torch.ones(50)), tmp_path / "best.pt")
+    content = (tmp_path / "best.pt").read_bytes()
+    load_checkpoint(tmp_path / "best.pt")
     for length in range(0, len(content), 37):
-        (tmp_path / "cut.pt").write_bytes(content[:length])
+        (tmp_path / "best.pt").write_bytes(content[:length])
         with pytest.raises(InputError):
-            load_checkpoint(tmp_path / "cut.pt")
+            load_checkpoint(tmp_path / "best.pt")
 
 
 @pytest.fixture

@@ -259,18 +259,24 @@ def test_a_run_is_tested_only_on_its_own_split_and_weights(workplace: Path, draw
         assert said in refused.stderr
 
 
-def test_ctrl_c_ends_the_epochs_in_one_line_and_keeps_the_checkpoints(workplace: Path) -> None:
-    command = [sys.executable, "-u", str(ROOT / "train.py"), *LITE, "--run", "stopped"]
+@pytest.mark.parametrize(
+    ("sent", "status", "said"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_signal_ends_the_epochs_in_one_line_and_keeps_the_checkpoints(
+    workplace: Path, sent: signal.Signals, status: int, said: str
+) -> None:
+    command = [sys.executable, "-u", str(ROOT / "train.py"), *LITE, "--run", said]
     process = subprocess.Popen(
         [*command, "--epochs", "100000", "--wandb_mode", "offline"],
         cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout
     assert any("    3  " in line for line in process.stdout)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (130, "train.py: interrupted\n")
-    assert torch.load(workplace / "runs" / "stopped" / "last.pt", weights_only=True)["epoch"] >= 3
+    assert (process.returncode, stderr) == (status, f"train.py: {said}\n")
+    assert torch.load(workplace / "runs" / said / "last.pt", weights_only=True)["epoch"] >= 2
 
 
 def test_a_reader_that_stops_reading_causes_no_traceback(workplace: Path) -> None:
