@@ -79,7 +79,7 @@ def resumed(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
         state = load_checkpoint(folder / "last.pt")
     else:
         state = {"settings": yaml.safe_load((folder / "config.yaml").read_text())}
-    for key in identity.keys() & state.keys():
+    for key in (key for key in identity if key in state):
         then, now = state[key], identity[key]
         if not isinstance(now, dict):
             then, now = {key: then}, {key: now}

@@ -93,7 +93,7 @@ def test_a_killed_pass_computes_nothing_again(place: Path, record_property: Coun
 def test_a_killed_run_resumes_to_the_same_bits(place: Path, record_property: Count) -> None:
     """Killed again and again within its epochs: their checkpoints are written every few ms."""
     rng, survived = random.Random(2), 0
-    arguments = (*LITE, *QUIET, "--epochs", str(200 + 60 * KILLS))
+    arguments = (*LITE, *QUIET, "--epochs", str(100 + 60 * KILLS))
     whole = run_script(place, "train.py", *arguments, "--run", "whole")
     assert whole.returncode == 0, whole.stderr
     runs = place / "runs"
@@ -106,7 +106,7 @@ def test_a_killed_run_resumes_to_the_same_bits(place: Path, record_property: Cou
         if (runs / "killed" / "last.pt").is_file():
             load_checkpoint(runs / "killed" / "best.pt")
             reached = load_checkpoint(runs / "killed" / "last.pt")["epoch"]
-            cut_short += 0 < reached < 200 + 60 * KILLS
+            cut_short += 0 < reached < 100 + 60 * KILLS
         chosen = ("--resume", "killed")
     done = run_script(place, "train.py", *chosen)
     assert done.returncode == 0, done.stderr
