@@ -103,7 +103,7 @@ def main(config: Config, resume: str | None) -> None:
     print(f"head: {trainable:,} parameters, {len(train_set[1]):,} images to train on")
 
     folder = find_run(resume) if resume else begin_run(config.run, settings)
-    print(f"run in {folder}; if it is cut short: python train.py --resume {folder.name}")
+    print(f"run in {folder}\nif it is cut short: python train.py --resume {folder.name}")
     best = state.get("best", {})
     with held(folder), tracking(wandb_mode, config.wandb_project, folder, settings) as tracker:
         cut_history(folder, state.get("epoch", 0))
