@@ -45,7 +45,7 @@ from jsonargparse import Namespace
 from PIL import Image
 
 from fracture.cache import StoredFeatures
-from fracture.checkpoint import find_run, load_checkpoint
+from fracture.checkpoint import find_run, load_checkpoint, replace_text
 from fracture.classifier import Classifier, restore
 from fracture.compare import compare_runs, pool_runs
 from fracture.evaluation import evaluate_test
@@ -140,9 +140,7 @@ def evaluate(
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     drawn = draw_plots(results, classifier, margin, rows, history)
     write_report(run / "test", results, drawn, films, all_rows, settings)
-    temporary = run / "test" / "metrics.tmp"
-    temporary.write_text(json.dumps(results, indent=2) + "\n")
-    temporary.replace(run / "test" / "metrics.json")
+    replace_text(run / "test" / "metrics.json", json.dumps(results, indent=2) + "\n")
     return results
 
 

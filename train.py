@@ -14,9 +14,7 @@ epoch by validation accuracy.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +36,7 @@ from torch.nn.functional import cross_entropy
 
 from fracture.cache import BLOCK, StoredFeatures
 from fracture.checkpoint import (
+    append_history,
     begin_run,
     check_name,
     cut_history,
@@ -121,9 +120,10 @@ def main(config: Config, resume: str | None) -> None:
                 positive = split.classes.index(config.positive_class)
                 decision = choose_decision(logits, val_labels, positive)
                 save_checkpoint(folder / "best.pt", reached | decision)
-            log_epoch(figures, is_best, folder / "history.jsonl", tracker)
+            append_history(folder, {**figures, "best": is_best})
             # Last: what it says is reached is on disk by now, and a resumed run goes on from there.
             save_checkpoint(folder / "last.pt", reached | {"optimizer": optimizer.state_dict()})
+            log_epoch(figures, is_best, tracker)
         tracker.summary.update({f"best_{name}": value for name, value in best.items()})
     set_latest(folder)
     accuracy, loss = best["val_accuracy"], best["val_loss"]
@@ -202,15 +202,11 @@ def merit(figures: dict[str, float], select_by: SelectBy) -> tuple[float, float]
     return (accuracy, -loss) if select_by == "val_accuracy" else (-loss, accuracy)
 
 
-def log_epoch(figures: dict[str, float], is_best: bool, history: Path, tracker: wandb.Run) -> None:
-    """To the terminal, to history.jsonl and to wandb."""
+def log_epoch(figures: dict[str, float], is_best: bool, tracker: wandb.Run) -> None:
+    """To the terminal and to wandb, once it is saved."""
     epoch, train_loss, val_loss, val_accuracy = figures.values()
     mark = "  best" if is_best else ""
     print(f"{epoch:5}{train_loss:12.4f}{val_loss:10.4f}{val_accuracy:14.4f}{mark}")
-    with history.open("a") as file:
-        file.write(json.dumps({**figures, "best": is_best}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
     tracker.log(figures, step=int(epoch))
 
 

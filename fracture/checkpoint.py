@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import tempfile
 import time
@@ -110,9 +111,22 @@ def cut_history(folder: Path, epochs: int) -> None:
     """Keep the first lines of history.jsonl: what a run wrote after its last.pt comes again."""
     history = folder / "history.jsonl"
     lines = history.read_text().splitlines(keepends=True) if history.is_file() else []
-    temporary = history.with_suffix(".tmp")
-    temporary.write_text("".join(lines[:epochs]))
-    temporary.replace(history)
+    replace_text(history, "".join(lines[:epochs]))
+
+
+def append_history(folder: Path, figures: dict[str, Any]) -> None:
+    """Add an epoch's line to history.jsonl; it is on disk before last.pt says that it is."""
+    with (folder / "history.jsonl").open("a") as file:
+        file.write(json.dumps(figures) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that is never half there: the old one stays until the new one is whole."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def find_run(name: str | None) -> Path:
