@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from filelock import FileLock
 
 from fracture.demo import draw_data_set
 from fracture.model import Backbone
+from tests import forked
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = Path(os.environ.get("FRACATLAS", ROOT.parent / "shared" / "FracAtlas"))
@@ -72,15 +72,8 @@ def run_script(
     """Run a script of the project as a newcomer would: no terminal, no home, no wandb account."""
     hidden = ("WANDB_", "NETRC", "HOME", "PYTHONDONTWRITEBYTECODE")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
-    return subprocess.run(
-        [sys.executable, str(ROOT / name), *arguments],
-        cwd=cwd,
-        env={**kept, "HOME": str(cwd), "OMP_NUM_THREADS": "1", **variables},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    env = {**kept, "HOME": str(cwd), "OMP_NUM_THREADS": "1", **variables}
+    return forked.run(cwd, ROOT / name, arguments, env)
 
 
 @pytest.fixture(scope="session")
