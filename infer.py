@@ -45,11 +45,12 @@ from jsonargparse import Namespace
 from PIL import Image
 
 from fracture.cache import StoredFeatures
-from fracture.checkpoint import find_run, load_checkpoint, replace_text
+from fracture.checkpoint import find_run, load_checkpoint
 from fracture.classifier import Classifier, restore
 from fracture.compare import compare_runs, pool_runs
 from fracture.evaluation import evaluate_test
 from fracture.features import cached_features, pick_device
+from fracture.files import scratch, swap
 from fracture.heatmaps import heat_maps, localisation, overlay, read_boxes
 from fracture.manifest import FILE_NAME, Row, Split, read_manifest, read_split
 from fracture.predict import find_images, predict
@@ -96,12 +97,12 @@ def main(config: Config, arguments: Namespace) -> None:
         "provenance": provenance(checkpoint, split),
     }
     output = folder / "test"
-    output.mkdir(exist_ok=True)
-    p = classifier.p_positive(features)
-    (output / "metrics.json").unlink(missing_ok=True)  # written last, it says that all is whole
-    write_predictions(output / "predictions.csv", classifier, rows, p, unreadable)
-    settings = checkpoint["settings"]
-    results = evaluate(classifier, split, features, rows, folder, settings, origin)
+    with scratch(output) as new:
+        p = classifier.p_positive(features)
+        write_predictions(new / "predictions.csv", classifier, rows, p, unreadable)
+        settings = checkpoint["settings"]
+        results = evaluate(classifier, split, features, rows, folder, settings, origin, new)
+        swap(new, output)
     print_figures(results)
     if unreadable:
         print(f"\nleft out as unreadable: {len(unreadable)}, named in predictions.csv")
@@ -119,8 +120,9 @@ def evaluate(
     run: Path,
     settings: dict[str, Any],
     origin: dict[str, Any],
+    output: Path,
 ) -> dict[str, Any]:
-    """All figures, and from them metrics.json, the plots and report.html in the run's test/.
+    """All figures, and from them metrics.json, the plots and report.html.
 
     Args:
         classifier: from `restore`.
@@ -130,6 +132,7 @@ def evaluate(
         run: the run's folder.
         settings: of the training.
         origin: what the results are of, to be written with them.
+        output: folder for them.
     """
     all_rows = read_manifest(split.folder)[0]
     train_rows = [row for row in all_rows if row.split == "train"]
@@ -139,8 +142,8 @@ def evaluate(
     films, results["localisation"] = look(classifier, split, rows, classifier.p_positive(features))
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     drawn = draw_plots(results, classifier, margin, rows, history)
-    write_report(run / "test", results, drawn, films, all_rows, settings)
-    replace_text(run / "test" / "metrics.json", json.dumps(results, indent=2) + "\n")
+    write_report(output, results, drawn, films, all_rows, settings)
+    (output / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
     return results
 
 

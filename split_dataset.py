@@ -14,9 +14,7 @@ the same split on every machine.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,10 +34,12 @@ if __name__ == "__main__":
         CONFIG, ARGUMENTS = parse_settings(PARSER)
 
 import yaml
+from joblib import cpu_count
 from tqdm import tqdm
 
 from fracture.copies import exclude_copies
 from fracture.download import obtain
+from fracture.files import scratch, swap
 from fracture.fracatlas import BODY_PARTS, body_part, find_radiographs
 from fracture.images import inspect
 from fracture.manifest import (
@@ -89,7 +89,7 @@ def main(config: Config, force: bool, check: bool) -> None:
 def read_rows(data_root: Path) -> list[Row]:
     """A row for every file of the source, each decoded once; split is "excluded" or still ""."""
     radiographs = find_radiographs(data_root)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow and hashlib release Python's lock
+    with ThreadPoolExecutor(cpu_count()) as pool:  # Pillow and hashlib release Python's lock
         found = pool.map(inspect, [radiograph.path for radiograph in radiographs])
         findings = [*tqdm(found, "reading", len(radiographs), unit=" images", disable=None)]
     rows, bad = [], {r.image for r, f in zip(radiographs, findings, strict=True) if f.fault}
@@ -151,20 +151,16 @@ def write_splits(
         split_dir: replaced if it exists.
         settings: YAML that says how the split was made, kept beside each manifest.
     """
-    split_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=split_dir.parent, prefix=f".{split_dir.name}-") as scratch:
-        new = Path(scratch) / "new"
+    with scratch(split_dir) as new:
         for name, rows in tqdm(splits.items(), "linking", unit=" splits", disable=None):
             for row in rows:
                 if row.split != "excluded":
                     target = new / name / row.place
                     target.parent.mkdir(parents=True, exist_ok=True)
                     link_or_copy((data_root / row.image).resolve(), target)
-            write_manifest(new / name / FILE_NAME, rows)
+            write_manifest(new / name, rows)
             (new / name / "config.yaml").write_text(settings)
-        if split_dir.exists():
-            split_dir.rename(Path(scratch) / "old")
-        new.rename(split_dir)
+        swap(new, split_dir)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

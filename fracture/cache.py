@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,8 +53,9 @@ class FeatureCache:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.with_name("recipe.json").write_text(self.recipe)
         with self.file.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # other processes may be at it too
             # A write that was cut short left part of a record: fill it up, so the next ones align.
-            padding = -file.tell() % self.record.itemsize
+            padding = -file.seek(0, os.SEEK_END) % self.record.itemsize
             file.write(bytes(padding) + records.tobytes())
 
     def find(self) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import tempfile
@@ -18,6 +17,7 @@ import torch
 import yaml
 
 from fracture.errors import InputError
+from fracture.files import lock, whole
 
 RUNS = Path("runs")
 
@@ -99,11 +99,8 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process trains it.
     """
-    with (folder / "config.yaml").open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{folder}: another process is training this run") from error
+    with (folder / "config.yaml").open("r+") as file:
+        lock(file, f"{folder}: another process is training this run")
         yield
 
 
@@ -111,7 +108,8 @@ def cut_history(folder: Path, epochs: int) -> None:
     """Keep the first lines of history.jsonl: what a run wrote after its last.pt comes again."""
     history = folder / "history.jsonl"
     lines = history.read_text().splitlines(keepends=True) if history.is_file() else []
-    replace_text(history, "".join(lines[:epochs]))
+    with whole(history) as new:
+        new.write_text("".join(lines[:epochs]))
 
 
 def append_history(folder: Path, figures: dict[str, Any]) -> None:
@@ -120,13 +118,6 @@ def append_history(folder: Path, figures: dict[str, Any]) -> None:
         file.write(json.dumps(figures) + "\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file that is never half there: the old one stays until the new one is whole."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def find_run(name: str | None) -> Path:
@@ -150,12 +141,8 @@ def set_latest(folder: Path) -> None:
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write tensors and plain values; the old file stays until the new one is whole."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with whole(path) as new, new.open("wb") as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
+from urllib.parse import urljoin
 from zipfile import ZipFile
 
 from tqdm import tqdm
 
+from fracture.config import SAFE_ADDRESS
 from fracture.errors import InputError, one_line
+from fracture.files import scratch
 
 EXPANSION = 20  # JPEGs do not shrink in a zip; an archive that grows more than this is a bomb
 
@@ -51,17 +54,25 @@ def download(url: str, md5: str, archive: Path) -> None:
         InputError: nothing came, or not the file with this md5.
     """
     import pooch  # here, and requests with it: half a second that only a download needs
-    from requests import RequestException
+    from requests import RequestException, Response
+
+    def guard(response: Response, **_: object) -> None:
+        target = urljoin(response.url, response.headers.get("Location", ""))
+        if not re.match(SAFE_ADDRESS, target):
+            raise RequestException(f"it leads to {target}, which is not https://")
 
     print(f"downloading {url}")
     bar = tqdm(total=1, desc=archive.name, unit="B", unit_scale=True, disable=None)  # total: pooch
-    fetch = pooch.HTTPDownloader(progressbar=bar)
+    fetch = pooch.HTTPDownloader(progressbar=bar, hooks={"response": guard})
     pooch.get_logger().setLevel("ERROR")  # what it says, we say in one line
     try:
-        pooch.retrieve(url, f"md5:{md5.lower()}", archive.name, archive.parent, downloader=fetch)
+        with scratch(archive) as folder:
+            pooch.retrieve(url, f"md5:{md5.lower()}", "whole", folder, downloader=fetch)
+            (folder / "whole").rename(archive)
     except RequestException as error:
         status = getattr(error.response, "status_code", None)
-        reason = f"status {status}" if status else type(error).__name__
+        own = str(error) if type(error) is RequestException else type(error).__name__
+        reason = f"status {status}" if status else own
     except ValueError:
         reason = "what came has another md5"
     except OSError as error:
@@ -84,10 +95,7 @@ def unpack(archive: Path, folder: Path) -> None:
         InputError: the archive is damaged, encrypted, names a path outside itself, or expands to
             more than `EXPANSION` times its size. Nothing stays of it.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        whole = Path(scratch) / "whole"
-        whole.mkdir()
+    with scratch(folder) as whole:
         try:
             with ZipFile(archive) as file:
                 members = [member for member in file.infolist() if not member.is_dir()]

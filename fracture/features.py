@@ -7,7 +7,6 @@ changes: 20 epochs over stored vectors are the textbook's 20 epochs over images,
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib import cpu_count
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from fracture.cache import FeatureCache, StoredFeatures
 from fracture.config import Device, Fit, Precision, Workers
-from fracture.errors import InputError
+from fracture.errors import InputError, one_line
 from fracture.images import PREPROCESSING_VERSION, ImageFiles
 from fracture.manifest import Row, Split
 from fracture.model import Backbone, Weights, build_backbone, feature_width
@@ -120,7 +120,7 @@ def backbone_pass(
     size = max(1, PASS_IMAGES[device.type] * 224**2 // recipe.image_size**2)
     batches = [batch.tolist() for batch in torch.arange(len(paths)).split(size)]
     share = processes.share(batches)
-    cores = (os.cpu_count() or 1) // processes.size
+    cores = cpu_count() // processes.size  # those that this job may use, as in a container
     decoders = min(16, cores) if workers == "auto" else workers
     loader = DataLoader(
         ImageFiles(paths, digests, recipe.image_size, recipe.fit),
@@ -131,7 +131,7 @@ def backbone_pass(
     )
 
     def passed() -> Iterator[tuple[list[int], torch.Tensor, Sequence[str]]]:
-        for indices, images, reasons in loader:
+        for indices, images, reasons in _alive(loader):
             if len(images) < size and digests:
                 # Filled up, for features that are kept: with another shape sums would be taken in
                 # another order, and a pass that was cut short not end in the same bits.
@@ -143,6 +143,17 @@ def backbone_pass(
         for result in processes.collect(results, len(batches)):
             yield result
             bar.update(len(result[0]) + len(result[2]))
+
+
+def _alive(loader: DataLoader) -> Iterator[Any]:
+    try:
+        yield from loader
+    except RuntimeError as error:  # not of whoever takes the batches: those never come in here
+        what = one_line(error).split(". ")[0].rstrip(".")
+        raise InputError(
+            f"{what}; is memory short, or /dev/shm? what is finished is kept: run again with fewer "
+            "--workers (0 needs neither)"
+        ) from error
 
 
 def _one_behind(items: Iterable[Any]) -> Iterator[Any]:

@@ -16,6 +16,7 @@ from fracture.errors import InputError
 
 SPLITS = ("train", "val", "test")
 FILE_NAME = "manifest.csv"
+CHECKSUM = f"{FILE_NAME}.sha256"
 SPLIT_ANEW = "split anew: python split_dataset.py --force"
 HEADER = ["image", "class", "split", "group", "reason", "sha256", "traits"]
 
@@ -75,11 +76,15 @@ def join_reasons(*reasons: str) -> str:
     return "; ".join(reason for reason in reasons if reason)
 
 
-def write_manifest(path: Path, rows: Iterable[Row]) -> None:
+def write_manifest(folder: Path, rows: Iterable[Row]) -> None:
+    """Write the record, and beside it its checksum as `sha256sum --check` reads it."""
+    path = folder / FILE_NAME
     # surrogateescape keeps file names that are not UTF-8, here and in read_manifest.
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([HEADER, *map(astuple, rows)])
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / CHECKSUM).write_text(f"{digest}  {FILE_NAME}\n")
 
 
 def read_manifest(split_dir: Path) -> tuple[list[Row], str]:
@@ -99,15 +104,20 @@ def read_manifest(split_dir: Path) -> tuple[list[Row], str]:
         header, *lines = [*csv.reader(io.StringIO(text, newline=""))] or [[]]
     except csv.Error:
         header, lines = [], []
-    whole = header == HEADER and all(len(line) == len(HEADER) for line in lines)
+    digest, noted = hashlib.sha256(content).hexdigest(), split_dir / CHECKSUM
+    whole = noted.is_file() and noted.read_bytes().startswith(digest.encode())
+    whole &= header == HEADER and all(len(line) == len(HEADER) for line in lines)
     rows = [Row(*line) for line in lines] if whole else []
     if (
         not rows
         or len({row.image for row in rows}) < len(rows)
         or not {row.split for row in rows} <= {*SPLITS, "excluded"}
     ):
-        raise InputError(f"{path}: damaged; {SPLIT_ANEW}")
-    return rows, hashlib.sha256(content).hexdigest()
+        raise InputError(
+            f"{path}: damaged, or not as {CHECKSUM} says; if nothing else is in {split_dir}, "
+            "remove it and split anew: python split_dataset.py"
+        )
+    return rows, digest
 
 
 def read_split(split_dir: Path, *names: str) -> Split:
@@ -137,7 +147,12 @@ def holds_split(folder: Path) -> bool:
     listed = {
         split / place
         for split in splits
-        for place in (FILE_NAME, "config.yaml", *(row.place for row in read_manifest(split)[0]))
+        for place in (
+            FILE_NAME,
+            CHECKSUM,
+            "config.yaml",
+            *(row.place for row in read_manifest(split)[0]),
+        )
     }
     return {path for path in folder.rglob("*") if not path.is_dir()} <= listed
 

@@ -16,6 +16,7 @@ from fracture.classifier import Classifier
 from fracture.config import Workers
 from fracture.errors import InputError
 from fracture.features import backbone_pass
+from fracture.files import whole
 from fracture.heatmaps import heat_maps, overlay
 
 
@@ -90,7 +91,8 @@ def predict(
         p = "" if line[classifier.column] is None else f"{line[classifier.column]:.4f}"
         print(f"{p:13}{line['decision']:16}{line['file']}  {line['note']}".rstrip())
     if out:
-        write_table(out, table)
+        with whole(out) as new:
+            write_table(new, table)
     if heatmaps:
         folder = Path(heatmaps)
         folder.mkdir(parents=True, exist_ok=True)

@@ -131,7 +131,7 @@ def test_a_killed_split_is_no_split_or_a_whole_one(
     rng, survived = random.Random(3), 0
     arguments = ("--data_root", str(drawn), "--split_dir", "new/split")
     for _ in range(KILLS):
-        began = lambda: any((place / "new").glob(".split-*")) or (place / "new/split").exists()  # noqa: E731
+        began = lambda: (place / "new/.split.new").exists() or (place / "new/split").exists()  # noqa: E731
         survived += kill(place, rng.uniform(0, 0.03), began, "split_dataset.py", *arguments)
         if (place / "new" / "split").exists():
             checked = run_script(place, "split_dataset.py", *arguments, "--check")

@@ -23,7 +23,7 @@ from fracture.compare import read_tested
 from fracture.evaluation import evaluate_test
 from fracture.heatmaps import heat_maps, in_frame, inside, localisation, overlay, read_boxes
 from fracture.images import UNREADABLE, load_image, read_grey
-from fracture.manifest import Row, read_split
+from fracture.manifest import Row, read_manifest, read_split, write_manifest
 from fracture.metrics import choose_thresholds
 from fracture.model import build_backbone
 from tests.conftest import run_script
@@ -71,14 +71,13 @@ def test_test_images_choose_nothing(workplace: Path, results: dict) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         path.rename(target)
     shutil.rmtree(split / "test-before")
-    with (split / "manifest.csv").open() as file:
-        lines = [*csv.DictReader(file)]
-    for line in lines:
-        line["class"] = other[line["class"]] if line["split"] == "test" else line["class"]
-    with (split / "manifest.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, lines[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    write_manifest(
+        split,
+        [
+            replace(row, label=other[row.label]) if row.split == "test" else row
+            for row in read_manifest(split)[0]
+        ],
+    )
     checkpoint = torch.load(run / "best.pt", weights_only=True)
     checkpoint["manifest_sha256"] = read_split(split, "test").sha256
     torch.save(checkpoint, run / "best.pt")

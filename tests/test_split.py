@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import random
 import shutil
+import subprocess
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -327,14 +330,32 @@ def test_a_damaged_manifest_is_refused(split_dir: Path, damage: str) -> None:
     elif damage == "tset":
         damage = text.replace(",test,", ",tset,")
     (split_dir / "manifest.csv").write_text(damage)
+    digest = hashlib.sha256(damage.encode()).hexdigest()
+    (split_dir / "manifest.csv.sha256").write_text(f"{digest}  manifest.csv\n")
     with pytest.raises(InputError, match="damaged"):
         read_split(split_dir, "val")
+
+
+def test_a_flipped_bit_in_the_manifest_is_noticed(
+    split_dir: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """And the checksum beside it is one that sha256sum reads."""
+    manifest, rng = split_dir / "manifest.csv", random.Random(0)
+    subprocess.run(["sha256sum", "--check", f"{manifest.name}.sha256"], cwd=split_dir, check=True)
+    content = manifest.read_bytes()
+    for _ in range(100):
+        flipped = bytearray(content)
+        flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        manifest.write_bytes(flipped)
+        with pytest.raises(InputError, match="damaged"):
+            read_manifest(split_dir)
+    record_property("bits flipped in manifests", 100)
 
 
 def test_any_file_name_survives_the_manifest(tmp_path: Path) -> None:
     names = ["a,b.jpg", 'q"q.jpg', "line\u2028break.jpg", "caf\udce9.jpg", "röntgen 1.jpg"]
     rows = [Row(f"images/F/{name}", "F", "excluded", "g", "r", "") for name in names]
-    write_manifest(tmp_path / "manifest.csv", rows)
+    write_manifest(tmp_path, rows)
     assert read_manifest(tmp_path)[0] == rows
 
 

@@ -1,0 +1,64 @@
+"""Files and folders that are never half there, whatever ends the process that writes them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from fracture.errors import InputError
+
+
+def lock(file: IO, message: str) -> None:
+    """Hold an open, writable file until it is closed or the process ends, however it ends.
+
+    Raises:
+        InputError: another process holds it; with the message.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(message) from error
+
+
+@contextmanager
+def scratch(target: Path) -> Iterator[Path]:
+    """An empty folder beside a target, to build it in; it goes, and so does what a kill left of it.
+
+    Raises:
+        InputError: another process is building the same.
+    """
+    place = target.with_name(f".{target.name}.new")
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "lock").open("w") as file:
+        lock(file, f"{target}: another process is making it; wait for that one")
+        try:
+            shutil.rmtree(place / "work", ignore_errors=True)
+            (place / "work").mkdir()
+            yield place / "work"
+        finally:
+            shutil.rmtree(place, ignore_errors=True)  # the next one may have begun in it
+
+
+def swap(new: Path, target: Path) -> None:
+    """Give a finished folder in `scratch` its name, in place of an older one."""
+    if target.exists():
+        target.rename(new.with_name("old"))
+    new.rename(target)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file that is never half there: the old one stays until it is on disk."""
+    new = path.with_name(f".new-{path.name}")
+    try:
+        yield new
+        with new.open("rb") as file:
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
