@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ from jsonargparse import Namespace
 from PIL import Image
 
 from fracture.cache import StoredFeatures
-from fracture.checkpoint import find_run, load_checkpoint
+from fracture.checkpoint import find_run, load_checkpoint, run_settings
 from fracture.classifier import Classifier, restore
 from fracture.compare import compare_runs, pool_runs
 from fracture.evaluation import evaluate_test
@@ -68,7 +69,10 @@ def main(config: Config, arguments: Namespace) -> None:
     folder = find_run(config.run)
     checkpoint = load_checkpoint(folder / "best.pt")
     device, precision = pick_device(config.device, config.precision)
-    classifier = restore(checkpoint, config.weights, precision)
+    # A checkpoint alone will do, where the places are given.
+    then = run_settings(folder) if (folder / "config.yaml").is_file() else asdict(config)
+    weights_file = then["weights"] if Path(then["weights"]).is_file() else config.weights
+    classifier = restore(checkpoint, weights_file, precision)
     execution = config.workers, device
     weights = "RANDOM" if checkpoint["weights"] == "none" else checkpoint["weights"]
     name = f"{classifier.recipe.backbone}, {weights} weights"
@@ -78,7 +82,7 @@ def main(config: Config, arguments: Namespace) -> None:
         return
 
     wandb_mode = pick_mode(config.wandb_mode)
-    split = own_split(checkpoint, Path(config.split_dir))
+    split = own_split(checkpoint, Path(config.split_dir), Path(then["split_dir"]))
     features, rows, unreadable = cached_features(
         split, classifier.recipe, Path(config.cache_dir), *execution
     )
@@ -147,13 +151,12 @@ def evaluate(
     return results
 
 
-def own_split(checkpoint: dict[str, Any], split_dir: Path) -> Split:
+def own_split(checkpoint: dict[str, Any], split_dir: Path, then: Path) -> Split:
     """The test images of the split that a run was trained on: as configured now, or as then.
 
     Raises:
         InputError: neither place holds that split; another's test images may have trained the run.
     """
-    then = Path(checkpoint["settings"]["split_dir"])
     for folder in (split_dir, then):
         found = (folder / FILE_NAME).is_file() and read_manifest(folder)[1]
         if found == checkpoint["manifest_sha256"]:

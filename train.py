@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fracture.config import Config, SelectBy, parse_settings, settings_parser
+from fracture.config import Config, SelectBy, parse_settings, portable, settings_parser
 from fracture.errors import InputError, exit_status
 
 if __name__ == "__main__":
@@ -70,8 +70,9 @@ def main(config: Config, resume: str | None) -> None:
         print("WARNING: the backbone's weights are random: good for timing, not for results")
     recipe = Recipe(config.backbone, weights, config.image_size, config.fit, precision)
     settings = asdict(config) | {"fractions": [*config.fractions]}  # as config.yaml will hold them
+    passed_on = portable(settings)
     identity: dict[str, Any] = {  # what the checkpoints hold besides what is trained
-        "settings": settings,
+        "settings": passed_on,
         "weights": weights.source,
         "recipe": recipe.describe(),
         "classes": split.classes,
@@ -104,7 +105,7 @@ def main(config: Config, resume: str | None) -> None:
     folder = find_run(resume) if resume else begin_run(config.run, settings)
     print(f"run in {folder}\nif it is cut short: python train.py --resume {folder.name}")
     best = state.get("best", {})
-    with held(folder), tracking(wandb_mode, config.wandb_project, folder, settings) as tracker:
+    with held(folder), tracking(wandb_mode, config.wandb_project, folder, passed_on) as tracker:
         cut_history(folder, state.get("epoch", 0))
         print(f"\n{'epoch':>5}{'train loss':>12}{'val loss':>10}{'val accuracy':>14}")
         for epoch in range(state.get("epoch", 0) + 1, config.epochs + 1):

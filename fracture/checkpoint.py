@@ -16,14 +16,14 @@ from zipfile import ZipFile, is_zipfile
 import torch
 import yaml
 
-from fracture.errors import InputError
+from fracture.config import PLACES, portable
+from fracture.errors import InputError, one_line
 from fracture.files import lock, whole
 
 RUNS = Path("runs")
 
-# Settings that may change when a run goes on: where things are, and what serves the work.
-FREE = {"data_root", "data_url", "data_md5", "split_dir", "cache_dir"}
-FREE |= {"workers", "wandb_mode", "wandb_project"}
+# Settings that may change when a run goes on: they serve the work.
+FREE = {"data_md5", "workers", "wandb_mode", "wandb_project"}
 
 
 def check_name(name: str | None) -> None:
@@ -66,6 +66,22 @@ def begin_run(name: str | None, settings: dict[str, Any]) -> Path:
                 time.sleep(0.5)  # two runs began within a second: the name changes with the next
 
 
+def run_settings(folder: Path) -> dict[str, Any]:
+    """A run's config.yaml: checkpoints hold the same but for the places on this machine.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = folder / "config.yaml"
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: {one_line(error)}") from error
+    if not isinstance(settings, dict) or not {*PLACES, "weights"} <= settings.keys():
+        raise InputError(f"{path}: not the settings of a run")
+    return settings
+
+
 def resumed(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """What a run that was cut short had reached: its last.pt; before the first epoch its settings.
 
@@ -79,7 +95,7 @@ def resumed(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     if (folder / "last.pt").is_file():
         state = load_checkpoint(folder / "last.pt")
     else:
-        state = {"settings": yaml.safe_load((folder / "config.yaml").read_text())}
+        state = {"settings": portable(run_settings(folder))}
     for key in (key for key in identity if key in state):
         then, now = state[key], identity[key]
         if not isinstance(now, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,22 +76,21 @@ class Classifier:
         return class_margin(logits, self.positive_index) / self.temperature
 
 
-def restore(checkpoint: dict[str, Any], own_weights: str, precision: str) -> Classifier:
+def restore(checkpoint: dict[str, Any], weights_file: str, precision: str) -> Classifier:
     """Rebuild what was trained.
 
     Args:
         checkpoint: as train.py saved it.
-        own_weights: the setting `weights`, for a run trained on a file that has moved since.
+        weights_file: where they are, for a run that was trained on weights from a file.
         precision: of the backbone on this machine.
 
     Raises:
         InputError: the backbone's weights or the preprocessing here are not those of the training.
     """
     trained, then = checkpoint["recipe"], checkpoint["settings"]
-    moved = checkpoint["weights"].startswith("file ") and not Path(then["weights"]).is_file()
-    weights = find_weights(
-        trained["backbone"], own_weights if moved else then["weights"], then["seed"]
-    )
+    from_file = checkpoint["weights"].startswith("file ")
+    named = weights_file if from_file else then["weights"]
+    weights = find_weights(trained["backbone"], named, then["seed"])
     recipe = Recipe(trained["backbone"], weights, trained["image_size"], trained["fit"], precision)
     for name, value in recipe.describe().items():
         if value != trained[name] and name != "precision":

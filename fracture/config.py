@@ -84,6 +84,13 @@ class Config:
 
 
 NAMES = [field.name for field in fields(Config)]
+PLACES = ("data_root", "data_url", "split_dir", "cache_dir")
+
+
+def portable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without this machine's places, for what leaves it: checkpoints, reports, wandb."""
+    kept = {name: value for name, value in settings.items() if name not in PLACES}
+    return kept | {"weights": Path(settings["weights"]).name}
 
 
 def settings_parser(description: str | None, arguments: str = "") -> ArgumentParser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,28 @@ def run_script(
     kept = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
     env = {**kept, "HOME": str(cwd), "OMP_NUM_THREADS": "1", **variables}
     return forked.run(cwd, ROOT / name, arguments, env)
+
+
+def on_another_machine(
+    cwd: Path, setup: str, name: str, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script where other file systems are mounted, after some shell commands as root there.
+
+    The test is skipped where the kernel does not let us.
+    """
+    command = ["unshare", "--mount", "--uts", "--map-root-user", "sh", "-ec"]
+    if subprocess.run([*command, "mount -t tmpfs none /mnt"], capture_output=True).returncode:
+        pytest.skip("needs user and mount namespaces")
+    script = [sys.executable, str(ROOT / name), *arguments]
+    return subprocess.run(
+        [*command, f'{setup}; exec "$@"', "sh", *script],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 @pytest.fixture(scope="session")
