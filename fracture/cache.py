@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from fracture.errors import InputError
+from fracture.files import named
 
 BLOCK = 1024  # records that are read at a time
 
@@ -52,7 +53,7 @@ class FeatureCache:
         if not self.file.exists():
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.with_name("recipe.json").write_text(self.recipe)
-        with self.file.open("ab") as file:
+        with named(self.file), self.file.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # other processes may be at it too
             # A write that was cut short left part of a record: fill it up, so the next ones align.
             padding = -file.seek(0, os.SEEK_END) % self.record.itemsize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
@@ -18,7 +19,7 @@ import yaml
 
 from fracture.config import PLACES, portable
 from fracture.errors import InputError, one_line
-from fracture.files import lock, whole
+from fracture.files import lock, named, whole
 
 RUNS = Path("runs")
 
@@ -51,7 +52,7 @@ def begin_run(name: str | None, settings: dict[str, Any]) -> Path:
     """
     check_name(name)
     RUNS.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=RUNS, prefix=".new-") as scratch:
+    with named(RUNS), tempfile.TemporaryDirectory(dir=RUNS, prefix=".new-") as scratch:
         new = Path(scratch) / "run"
         new.mkdir()
         (new / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -130,7 +131,8 @@ def cut_history(folder: Path, epochs: int) -> None:
 
 def append_history(folder: Path, figures: dict[str, Any]) -> None:
     """Add an epoch's line to history.jsonl; it is on disk before last.pt says that it is."""
-    with (folder / "history.jsonl").open("a") as file:
+    history = folder / "history.jsonl"
+    with named(history), history.open("a") as file:
         file.write(json.dumps(figures) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -157,8 +159,10 @@ def set_latest(folder: Path) -> None:
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write tensors and plain values; the old file stays until the new one is whole."""
-    with whole(path) as new, new.open("wb") as file:
-        torch.save(content, file)
+    buffer = io.BytesIO()  # torch's own error of a full disk would not say that it is one
+    torch.save(content, buffer)
+    with whole(path) as new:
+        new.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -28,6 +30,11 @@ def one_line(error: Exception) -> str:
 def exit_status() -> Iterator[None]:
     """Turn wrong input, refused files and signals into one line; a bug keeps its traceback."""
     script = Path(sys.argv[0]).name
+    try:
+        Path.home()
+    except RuntimeError:  # as in a container under a number that is no user's; wandb would not run
+        os.environ["HOME"] = str(Path.cwd())
+        print(f"HOME is not set: what libraries keep there goes to {Path.cwd()}")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
@@ -45,11 +52,34 @@ def exit_status() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:  # no permission, disk full, a file where a folder should be
-        sys.exit(_say(script, f"{error.filename or 'writing'}: {error.strerror}", 2))
+        where = error.filename2 or error.filename or "writing"
+        advice = "; make room and run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        sys.exit(_say(script, f"{where}: {error.strerror}{advice}", 2))
+    except (RuntimeError, MemoryError) as error:
+        if not (fault := _machine_fault(error)):
+            raise
+        sys.exit(_say(script, fault, 2))
     finally:
         # Outside these blocks the scripts only import: there Ctrl-C ends them without a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _machine_fault(error: Exception) -> str | None:
+    """What is short on this machine, where torch says so in many ways; None if it is a bug.
+
+    torch looks after its workers by a signal: of a killed one it tells wherever the program is.
+    """
+    text = str(error).strip()
+    if "DataLoader worker" in text:
+        last = text.splitlines()[-1].split(". ")[0].rstrip(".")
+        return (
+            f"{last}; is memory short, or /dev/shm? what is finished is kept: run again with fewer "
+            "--workers (0 needs neither)"
+        )
+    if isinstance(error, MemoryError) or re.search("out of memory|allocate memory", text):
+        return "memory is short; what is finished is kept: make room, or use smaller images"
+    return None
 
 
 def _terminate(*_: object) -> None:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from fracture.cache import FeatureCache, StoredFeatures
 from fracture.config import Device, Fit, Precision, Workers
-from fracture.errors import InputError, one_line
+from fracture.errors import InputError
 from fracture.images import PREPROCESSING_VERSION, ImageFiles
 from fracture.manifest import Row, Split
 from fracture.model import Backbone, Weights, build_backbone, feature_width
@@ -131,7 +131,7 @@ def backbone_pass(
     )
 
     def passed() -> Iterator[tuple[list[int], torch.Tensor, Sequence[str]]]:
-        for indices, images, reasons in _alive(loader):
+        for indices, images, reasons in loader:
             if len(images) < size and digests:
                 # Filled up, for features that are kept: with another shape sums would be taken in
                 # another order, and a pass that was cut short not end in the same bits.
@@ -143,17 +143,6 @@ def backbone_pass(
         for result in processes.collect(results, len(batches)):
             yield result
             bar.update(len(result[0]) + len(result[2]))
-
-
-def _alive(loader: DataLoader) -> Iterator[Any]:
-    try:
-        yield from loader
-    except RuntimeError as error:  # not of whoever takes the batches: those never come in here
-        what = one_line(error).split(". ")[0].rstrip(".")
-        raise InputError(
-            f"{what}; is memory short, or /dev/shm? what is finished is kept: run again with fewer "
-            "--workers (0 needs neither)"
-        ) from error
 
 
 def _one_behind(items: Iterable[Any]) -> Iterator[Any]:

@@ -13,6 +13,21 @@ from typing import IO
 from fracture.errors import InputError
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """All that is no folder, at any depth. A link to a folder is not followed but listed.
+
+    Raises:
+        OSError: a folder cannot be read; `Path.rglob` would leave out what is in it.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        yield from (Path(parent, name) for name in files)
+        yield from (path for name in folders if (path := Path(parent, name)).is_symlink())
+
+
 def lock(file: IO, message: str) -> None:
     """Hold an open, writable file until it is closed or the process ends, however it ends.
 
@@ -26,6 +41,16 @@ def lock(file: IO, message: str) -> None:
 
 
 @contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an error in writing say where: that of a full disk comes without a name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def scratch(target: Path) -> Iterator[Path]:
     """An empty folder beside a target, to build it in; it goes, and so does what a kill left of it.
 
@@ -34,7 +59,7 @@ def scratch(target: Path) -> Iterator[Path]:
     """
     place = target.with_name(f".{target.name}.new")
     place.mkdir(parents=True, exist_ok=True)
-    with (place / "lock").open("w") as file:
+    with named(target), (place / "lock").open("w") as file:
         lock(file, f"{target}: another process is making it; wait for that one")
         try:
             shutil.rmtree(place / "work", ignore_errors=True)
@@ -56,9 +81,10 @@ def whole(path: Path) -> Iterator[Path]:
     """Where to write a file that is never half there: the old one stays until it is on disk."""
     new = path.with_name(f".new-{path.name}")
     try:
-        yield new
-        with new.open("rb") as file:
-            os.fsync(file.fileno())
-        new.replace(path)
+        with named(path):
+            yield new
+            with new.open("rb") as file:
+                os.fsync(file.fileno())
+            new.replace(path)
     finally:
         new.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fracture.errors import InputError
+from fracture.files import files_below
 from fracture.manifest import below_class
 
 CLASSES = ("Fractured", "Non_fractured")
@@ -58,8 +59,7 @@ def find_radiographs(data_root: Path) -> list[Radiograph]:
     found = [
         Radiograph(path, path.relative_to(data_root).as_posix(), label)
         for folder, label in _class_folders(data_root).items()
-        for path in folder.rglob("*")
-        if not path.is_dir()
+        for path in files_below(folder)
     ]
     classes = sorted({radiograph.label for radiograph in found})
     if len(classes) < 2:

@@ -16,7 +16,7 @@ from fracture.classifier import Classifier
 from fracture.config import Workers
 from fracture.errors import InputError
 from fracture.features import backbone_pass
-from fracture.files import whole
+from fracture.files import files_below, whole
 from fracture.heatmaps import heat_maps, overlay
 
 
@@ -36,7 +36,7 @@ def find_images(given: Sequence[str]) -> list[Path]:
     for name in given:
         path = Path(name)
         if path.is_dir() and name:
-            inside = sorted(path.rglob("*"))
+            inside = sorted(files_below(path))
             paths += [file for file in inside if file.suffix.lower() in kinds and file.is_file()]
         elif path.is_file():
             paths.append(path)
@@ -98,7 +98,8 @@ def predict(
         folder.mkdir(parents=True, exist_ok=True)
         heats = heat_maps(classifier, readable)
         for number, (path, heat) in enumerate(zip(readable, heats, strict=True), 1):
-            overlay(path, heat).save(folder / f"{number:04}-{path.stem}.png")
+            with whole(folder / f"{number:04}-{path.stem}.png") as new:
+                overlay(path, heat).save(new)
 
 
 def write_table(out: Path, table: Sequence[dict[str, Any]]) -> None:

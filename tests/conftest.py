@@ -23,6 +23,10 @@ REAL = Path(os.environ.get("FRACATLAS", ROOT.parent / "shared" / "FracAtlas"))
 
 LITE = ("--backbone", "efficientnet-lite0")
 
+# Of each stage, and of whatever else is tried often. More than one: all slow tests run too.
+REPEATS = int(os.environ.get("KILLS", 1))
+soak = pytest.mark.skipif(REPEATS == 1, reason="make soak runs it")
+
 # One thread a process whatever the machine has: sums are then taken in one order everywhere, and
 # the tests' processes do not fight over its cores.
 torch.set_num_threads(1)
@@ -78,18 +82,24 @@ def run_script(
 
 
 def on_another_machine(
-    cwd: Path, setup: str, name: str, *arguments: str, **variables: str
+    cwd: Path, setup: str, name: str, *arguments: str, after: str = "", **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script where other file systems are mounted, after some shell commands as root there.
+    """Run a script where other file systems are mounted, by shell commands as root before it.
 
-    The test is skipped where the kernel does not let us.
+    Those after it find what lies on these file systems; "$@" runs the script again. The test is
+    skipped where the kernel does not let us.
     """
     command = ["unshare", "--mount", "--uts", "--map-root-user", "sh", "-ec"]
     if subprocess.run([*command, "mount -t tmpfs none /mnt"], capture_output=True).returncode:
         pytest.skip("needs user and mount namespaces")
     script = [sys.executable, str(ROOT / name), *arguments]
     return subprocess.run(
-        [*command, f'{setup}; exec "$@"', "sh", *script],
+        [
+            *command,
+            f'{setup}; s=0; "$@" || s=$?; {after}; exit $s'.replace("; ;", ";"),
+            "sh",
+            *script,
+        ],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", **variables},
         stdin=subprocess.DEVNULL,
