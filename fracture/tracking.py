@@ -13,6 +13,15 @@ import wandb
 from fracture.config import WandbMode
 from fracture.errors import InputError, one_line
 
+# A server that hangs costs the sum of both limits at worst, under 10 s with all else; wandb's own
+# limits are 90 s and none. What has not arrived by then is on disk.
+SETTINGS = wandb.Settings(
+    init_timeout=4, finish_timeout=4, finish_timeout_raises=True, console="off", silent=True
+)
+# wandb reports its own use and errors to the same server, waiting up to 20 s more for one that
+# hangs, and outside of all limits.
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+
 
 def pick_mode(mode: WandbMode) -> str:
     """Resolve "auto": WANDB_MODE if it is set, else online with a key, else offline.
@@ -26,6 +35,7 @@ def pick_mode(mode: WandbMode) -> str:
         raise InputError(f"WANDB_MODE is {wanted!r}; allowed: online, offline, disabled")
     if wanted in ("offline", "disabled"):
         return wanted
+    wandb.setup(SETTINGS)  # else the login asks the server who we are, and prints it
     try:
         has_key = wandb.login(prompt=False, verify=False)
     except wandb.Error as error:
@@ -53,8 +63,6 @@ def tracking(
     name = folder.name if job == "train" or begun else f"{folder.name}-{job}"
 
     def init(mode: Any) -> wandb.Run:
-        # A server that hangs may cost seconds, not the run; finish() alone would wait for ever.
-        limits = wandb.Settings(init_timeout=10, finish_timeout=30, console="off", silent=True)
         return wandb.init(
             project=project,
             name=name,
@@ -63,13 +71,14 @@ def tracking(
             dir=folder,
             config=settings,
             mode=mode,
-            settings=limits,
+            settings=SETTINGS,
         )
 
     try:
         run = init(mode)
-    except wandb.Error:
-        print("wandb: the server does not answer")
+    except wandb.Error as error:
+        said = str(error).splitlines()[0]
+        print(f"wandb: {'the server does not answer' if said.startswith('Timed out') else said}")
         run = init("offline")
     if run.offline:
         print(f"wandb: offline; to upload: wandb sync {folder}/wandb/offline-run-*")
@@ -80,9 +89,22 @@ def tracking(
     try:
         yield run
     except BaseException:
-        run.finish(exit_code=1)
+        finish(run, folder, 1)
         raise
-    run.finish()
+    finish(run, folder, 0)
+
+
+def finish(run: wandb.Run, folder: Path, exit_code: int) -> None:
+    """Upload what is left; if that does not succeed, say how to do it later."""
+    try:
+        run.finish(exit_code)
+        log = Path(run.settings.log_internal)
+        lost = log.is_file() and "filestream: fatal error" in log.read_text()
+    except TimeoutError:
+        lost = True
+    if lost:
+        place = f"{folder}/wandb/{Path(run.settings.sync_dir).name}"
+        print(f"wandb: not all has arrived; to upload: wandb sync --no-skip-online {place}")
 
 
 def log_results(
