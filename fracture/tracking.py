@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,6 +86,9 @@ def tracking(
     elif run.url:
         print(f"wandb: {run.url}")
         known.write_text(run.id)
+        for figures in epochs(folder):  # what a killed run, or its server, did not live to send
+            if figures["epoch"] >= run.starting_step:
+                run.log(figures, step=figures["epoch"])
     # Not `with run`, which prints the traceback of whatever ends it, Ctrl-C included.
     try:
         yield run
@@ -92,6 +96,14 @@ def tracking(
         finish(run, folder, 1)
         raise
     finish(run, folder, 0)
+
+
+def epochs(folder: Path) -> Iterator[dict[str, Any]]:
+    """The figures on disk, as train.py logs them; a last line that was cut short is left out."""
+    history = folder / "history.jsonl"
+    for line in history.read_text().splitlines(True) if history.is_file() else []:
+        if line.endswith("\n"):
+            yield {name: value for name, value in json.loads(line).items() if name != "best"}
 
 
 def finish(run: wandb.Run, folder: Path, exit_code: int) -> None:

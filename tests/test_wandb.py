@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -17,16 +19,16 @@ import torch
 import yaml
 
 from fracture.checkpoint import load_checkpoint
-from tests.conftest import LITE, run_script
+from fracture.tracking import SETTINGS
+from tests.conftest import LITE, ROOT, run_script
 from tests.wandb_server import KEY, Fault, Server, serving
 
 SOAK = int(os.environ.get("KILLS", 1)) > 1
 FAULTS: list[tuple[Fault, int]] = (  # what the server does, and after how many requests
     [*product(get_args(Fault), range(10))]
     if SOAK
-    else [("error 500", 0), ("hang", 0), ("refuse", 0), ("hang", 1), ("die", 3), ("refuse", 4)]
+    else [("error 500", 0), ("hang", 0), ("refuse", 0), ("die", 3), ("refuse", 4)]
 )
-AT_MOST = 10  # seconds that wandb may cost a run
 
 
 @dataclass
@@ -70,50 +72,69 @@ def sync(place: Path, server: Server, output: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture(scope="module")
-def place(workplace: Path) -> Path:
-    """A folder with a split whose features are in the cache."""
-    return workplace
+def disturbed(place: Path, fault: Fault, after: int) -> Outcome:
+    """A training while the server fails, uploaded once it is well again."""
+    with serving(fault, after) as server:
+        name = f"{fault}-{after}".replace(" ", "-")
+        outcome = train(place, name, server, "--wandb_mode", "online")
+        server.heal()
+        sync(place, server, outcome.output)
+    return outcome
+
+
+def undisturbed(place: Path, mode: str) -> Outcome:
+    """A training and an evaluation with a healthy server; without wandb the training alone."""
+    with serving() as server:
+        outcome = train(place, mode, server, "--wandb_mode", mode)
+        if mode == "disabled":
+            return outcome
+        arguments = ("--run", mode, "--wandb_mode", mode)
+        done = run_script(place, "infer.py", *arguments, **server.variables)
+        assert (outcome.status, done.returncode) == (0, 0), outcome.output + done.stderr
+        outcome.output += done.stdout + done.stderr
+    return outcome
+
+
+def killed(place: Path) -> Outcome:
+    """A training that is killed once it has reached some epochs, and goes on."""
+    with serving() as server:
+        command = [sys.executable, str(ROOT / "train.py"), *LITE, "--wandb_mode", "online"]
+        process = subprocess.Popen(
+            [*command, "--run", "killed", "--epochs", "200"],
+            cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, **server.variables, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        history = place / "runs" / "killed" / "history.jsonl"
+        while process.poll() is None and not (history.is_file() and history.stat().st_size > 1000):
+            time.sleep(0.005)
+        process.kill()
+        assert process.wait() == -9
+        done = run_script(
+            place, "train.py", "--resume", "killed", "--wandb_mode", "online", **server.variables
+        )
+    return Outcome(history.parent, done.returncode, done.stdout + done.stderr, 0, server)
+
+
+Jobs = dict[object, "Future[Outcome]"]
 
 
 @pytest.fixture(scope="module")
-def outcomes(place: Path) -> dict[object, Outcome]:
-    """A training for each fault of the server, uploaded once it is healthy, and one without wandb.
-
-    Some at a time: most of what they do is to wait.
-    """
-
-    def disturbed(case: tuple[Fault, int]) -> Outcome:
-        fault, after = case
-        with serving(fault, after) as server:
-            name = f"{fault}-{after}".replace(" ", "-")
-            outcome = train(place, name, server, "--wandb_mode", "online")
-            server.heal()
-            sync(place, server, outcome.output)
-        return outcome
-
-    def undisturbed() -> Outcome:
-        with serving() as server:
-            return train(place, "undisturbed", server, "--wandb_mode", "disabled")
-
+def jobs(workplace: Path) -> Iterator[Jobs]:
+    """All runs, some at a time: much of what they do is to wait."""
     with ThreadPoolExecutor(3) as pool:
-        without = pool.submit(undisturbed)
-        return dict(zip(FAULTS, pool.map(disturbed, FAULTS), strict=True)) | {
-            None: without.result()
+        cases: Jobs = {case: pool.submit(disturbed, workplace, *case) for case in FAULTS}
+        yield {
+            **cases,
+            "killed": pool.submit(killed, workplace),
+            "online": pool.submit(undisturbed, workplace, "online"),
+            "offline": pool.submit(undisturbed, workplace, "offline"),
+            "disabled": pool.submit(undisturbed, workplace, "disabled"),
         }
 
 
-@pytest.fixture(scope="module")
-def online(place: Path) -> Outcome:
-    """A training and an evaluation with a healthy server."""
-    with serving() as server:
-        outcome = train(place, "online", server, "--wandb_mode", "online")
-        tested = run_script(
-            place, "infer.py", "--run", "online", "--wandb_mode", "online", **server.variables
-        )
-        assert (outcome.status, tested.returncode) == (0, 0), outcome.output + tested.stderr
-        outcome.output += tested.stdout + tested.stderr
-    return outcome
+@pytest.fixture
+def online(jobs: Jobs) -> Outcome:
+    return jobs["online"].result()
 
 
 def test_an_online_run_arrives_whole(online: Outcome) -> None:
@@ -144,17 +165,18 @@ def test_an_evaluation_goes_into_the_run_of_its_training(online: Outcome) -> Non
 
 @pytest.mark.parametrize("case", FAULTS, ids=str)
 def test_a_server_that_fails_costs_seconds_and_no_figure(
-    outcomes: dict[object, Outcome], case: tuple[Fault, int]
+    jobs: Jobs, case: tuple[Fault, int]
 ) -> None:
-    outcome, undisturbed = outcomes[case], outcomes[None]
+    outcome, without = jobs[case].result(), jobs["disabled"].result()
     assert outcome.status == 0, outcome.output
-    assert outcome.history == undisturbed.history
-    one, two = (load_checkpoint(each.folder / "best.pt") for each in (outcome, undisturbed))
+    assert outcome.history == without.history
+    one, two = (load_checkpoint(each.folder / "best.pt") for each in (outcome, without))
     assert torch.equal(one["head"]["linear.weight"], two["head"]["linear.weight"])
     assert {**one, "head": 0, "settings": 0} == {**two, "head": 0, "settings": 0}
-    # Both ran in the same minute, so that a busy machine slows both. Without limits it is more
-    # than 30 s, or for ever.
-    assert outcome.seconds - undisturbed.seconds < AT_MOST
+    # On an idle machine it is 6 s. A busy one has been seen to double that: so the limits are held
+    # to the letter, and that they are all the waiting there is to a bound that is not fragile.
+    assert SETTINGS.init_timeout + SETTINGS.finish_timeout <= 8
+    assert outcome.seconds - without.seconds < 20
     said = [line for line in outcome.output.splitlines() if "wandb" in line.lower()]
     assert len(said) == 2
     assert all(line.startswith("wandb: ") for line in said)
@@ -165,17 +187,30 @@ def test_a_server_that_fails_costs_seconds_and_no_figure(
 
 @pytest.mark.parametrize("case", FAULTS, ids=str)
 def test_what_a_failing_server_missed_can_be_uploaded_later(
-    outcomes: dict[object, Outcome], case: tuple[Fault, int]
+    jobs: Jobs, case: tuple[Fault, int]
 ) -> None:
-    assert outcomes[case].arrived()
+    assert jobs[case].result().arrived()
 
 
-def test_an_offline_run_can_be_uploaded_later(place: Path) -> None:
-    outputs = [(place / f"{script}.txt").read_text() for script in ("train.py", "infer.py")]
+def test_an_offline_run_can_be_uploaded_later(workplace: Path) -> None:
+    outputs = [(workplace / f"{script}.txt").read_text() for script in ("train.py", "infer.py")]
     with serving() as server:
-        sync(place, server, outputs[0])  # the pattern that each prints takes both runs
+        sync(workplace, server, outputs[0])  # the pattern that each prints takes both runs
     trained, tested = sorted(server.runs.values(), key=lambda run: run.name)
     assert (trained.name, tested.name) == ("first", "first-test")
     assert "test_accuracy" in tested.summary
     del server.runs[tested.id]
-    assert Outcome(place / "runs" / "first", 0, outputs[0], 0, server).arrived()
+    assert Outcome(workplace / "runs" / "first", 0, outputs[0], 0, server).arrived()
+
+
+def test_a_killed_run_goes_on_as_the_same_wandb_run_and_arrives_whole(jobs: Jobs) -> None:
+    outcome = jobs["killed"].result()
+    assert outcome.status == 0, outcome.output
+    assert len(outcome.history) == 200
+    assert outcome.arrived()
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_nothing_is_sent_when_wandb_is_off(jobs: Jobs, mode: str) -> None:
+    """Though a server and a key are there."""
+    assert jobs[mode].result().server.requests == []
