@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,13 +14,11 @@ import wandb
 from fracture.config import WandbMode
 from fracture.errors import InputError, one_line
 
-# A server that hangs costs the sum of both limits at worst, under 10 s with all else; wandb's own
-# limits are 90 s and none. What has not arrived by then is on disk.
+# A server that hangs costs both limits at worst, 10 s with all else; wandb would wait for ever.
 SETTINGS = wandb.Settings(
     init_timeout=4, finish_timeout=4, finish_timeout_raises=True, console="off", silent=True
 )
-# wandb reports its own use and errors to the same server, waiting up to 20 s more for one that
-# hangs, and outside of all limits.
+# What wandb reports on itself goes there too, waits up to 20 s more, and is sent even offline.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 
@@ -65,20 +63,14 @@ def tracking(
 
     def init(mode: Any) -> wandb.Run:
         return wandb.init(
-            project=project,
-            name=name,
-            id=begun,
-            resume="allow" if begun else None,
-            dir=folder,
-            config=settings,
-            mode=mode,
-            settings=SETTINGS,
-        )
+            project=project, name=name, id=begun, resume="allow" if begun else None,
+            dir=folder, config=settings, mode=mode, settings=SETTINGS,
+        )  # fmt: skip
 
     try:
         run = init(mode)
     except wandb.Error as error:
-        said = str(error).splitlines()[0]
+        said = str(error).partition("\n")[0]
         print(f"wandb: {'the server does not answer' if said.startswith('Timed out') else said}")
         run = init("offline")
     if run.offline:
@@ -90,33 +82,31 @@ def tracking(
             if figures["epoch"] >= run.starting_step:
                 run.log(figures, step=figures["epoch"])
     # Not `with run`, which prints the traceback of whatever ends it, Ctrl-C included.
+    exit_code = 1
     try:
         yield run
-    except BaseException:
-        finish(run, folder, 1)
-        raise
-    finish(run, folder, 0)
+        exit_code = 0
+    finally:
+        finish(run, folder, exit_code)
 
 
 def epochs(folder: Path) -> Iterator[dict[str, Any]]:
     """The figures on disk, as train.py logs them; a last line that was cut short is left out."""
-    history = folder / "history.jsonl"
-    for line in history.read_text().splitlines(True) if history.is_file() else []:
-        if line.endswith("\n"):
-            yield {name: value for name, value in json.loads(line).items() if name != "best"}
+    path = folder / "history.jsonl"
+    for line in path.read_text().split("\n")[:-1] if path.is_file() else ():
+        yield {name: value for name, value in json.loads(line).items() if name != "best"}
 
 
 def finish(run: wandb.Run, folder: Path, exit_code: int) -> None:
     """Upload what is left; if that does not succeed, say how to do it later."""
-    try:
+    log = Path(run.settings.log_internal)  # a refused upload is said nowhere else
+    lost = True
+    with suppress(TimeoutError):
         run.finish(exit_code)
-        log = Path(run.settings.log_internal)
         lost = log.is_file() and "filestream: fatal error" in log.read_text()
-    except TimeoutError:
-        lost = True
     if lost:
-        place = f"{folder}/wandb/{Path(run.settings.sync_dir).name}"
-        print(f"wandb: not all has arrived; to upload: wandb sync --no-skip-online {place}")
+        command = f"wandb sync --no-skip-online {folder}/wandb/{log.parent.parent.name}"
+        print(f"wandb: not all has arrived; to upload: {command}")
 
 
 def log_results(
