@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +13,13 @@ import wandb
 
 from fracture.config import WandbMode
 from fracture.errors import InputError, one_line
+
+# A server that hangs costs both limits at worst, 10 s with all else; wandb would wait for ever.
+SETTINGS = wandb.Settings(
+    init_timeout=4, finish_timeout=4, finish_timeout_raises=True, console="off", silent=True
+)
+# What wandb reports on itself goes there too, waits up to 20 s more, and is sent even offline.
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 
 def pick_mode(mode: WandbMode) -> str:
@@ -26,6 +34,7 @@ def pick_mode(mode: WandbMode) -> str:
         raise InputError(f"WANDB_MODE is {wanted!r}; allowed: online, offline, disabled")
     if wanted in ("offline", "disabled"):
         return wanted
+    wandb.setup(SETTINGS)  # else the login asks the server who we are, and prints it
     try:
         has_key = wandb.login(prompt=False, verify=False)
     except wandb.Error as error:
@@ -53,36 +62,51 @@ def tracking(
     name = folder.name if job == "train" or begun else f"{folder.name}-{job}"
 
     def init(mode: Any) -> wandb.Run:
-        # A server that hangs may cost seconds, not the run; finish() alone would wait for ever.
-        limits = wandb.Settings(init_timeout=10, finish_timeout=30, console="off", silent=True)
         return wandb.init(
-            project=project,
-            name=name,
-            id=begun,
-            resume="allow" if begun else None,
-            dir=folder,
-            config=settings,
-            mode=mode,
-            settings=limits,
-        )
+            project=project, name=name, id=begun, resume="allow" if begun else None,
+            dir=folder, config=settings, mode=mode, settings=SETTINGS,
+        )  # fmt: skip
 
     try:
         run = init(mode)
-    except wandb.Error:
-        print("wandb: the server does not answer")
+    except wandb.Error as error:
+        said = str(error).partition("\n")[0]
+        print(f"wandb: {'the server does not answer' if said.startswith('Timed out') else said}")
         run = init("offline")
     if run.offline:
         print(f"wandb: offline; to upload: wandb sync {folder}/wandb/offline-run-*")
     elif run.url:
         print(f"wandb: {run.url}")
         known.write_text(run.id)
+        for figures in epochs(folder):  # what a killed run, or its server, did not live to send
+            if figures["epoch"] >= run.starting_step:
+                run.log(figures, step=figures["epoch"])
     # Not `with run`, which prints the traceback of whatever ends it, Ctrl-C included.
+    exit_code = 1
     try:
         yield run
-    except BaseException:
-        run.finish(exit_code=1)
-        raise
-    run.finish()
+        exit_code = 0
+    finally:
+        finish(run, folder, exit_code)
+
+
+def epochs(folder: Path) -> Iterator[dict[str, Any]]:
+    """The figures on disk, as train.py logs them; a last line that was cut short is left out."""
+    path = folder / "history.jsonl"
+    for line in path.read_text().split("\n")[:-1] if path.is_file() else ():
+        yield {name: value for name, value in json.loads(line).items() if name != "best"}
+
+
+def finish(run: wandb.Run, folder: Path, exit_code: int) -> None:
+    """Upload what is left; if that does not succeed, say how to do it later."""
+    log = Path(run.settings.log_internal)  # a refused upload is said nowhere else
+    lost = True
+    with suppress(TimeoutError):
+        run.finish(exit_code)
+        lost = log.is_file() and "filestream: fatal error" in log.read_text()
+    if lost:
+        command = f"wandb sync --no-skip-online {folder}/wandb/{log.parent.parent.name}"
+        print(f"wandb: not all has arrived; to upload: {command}")
 
 
 def log_results(
