@@ -46,7 +46,8 @@ def named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno:  # else it is some library's own, with a text
+            error.filename = error.filename or str(path)
         raise
 
 

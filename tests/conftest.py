@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,27 @@ def run_script(
     kept = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
     env = {**kept, "HOME": str(cwd), "OMP_NUM_THREADS": "1", **variables}
     return forked.run(cwd, ROOT / name, arguments, env)
+
+
+def kill(cwd: Path, delay: float, begun: Callable[[], bool], script: str, *arguments: str) -> bool:
+    """Start a script, kill it some seconds after it has begun its work; False if it ended before.
+
+    `begun` is asked again and again; what it asks for is the script's work.
+    """
+    with (cwd / "output.txt").open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-u", str(ROOT / script), *arguments],
+            cwd=cwd, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while process.poll() is None and not begun():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(delay)
+        process.kill()
+        status = process.wait()
+    assert status in (0, -9), (cwd / "output.txt").read_text()
+    return status == -9
 
 
 def on_another_machine(

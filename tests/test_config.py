@@ -74,6 +74,7 @@ def test_the_demo_gives_every_setting() -> None:
         ("lr: null", "lr", "no value"),
         ("weights:", "weights", "no value"),
         ("wandb_project: a/b", "wandb_project", "no /"),
+        ("data_url: http://example.org/films.zip", "data_url", "https://"),
         ("fit: [", "", "expected"),
         ("- lr", "", "name: value"),
         ("", "", "name: value"),

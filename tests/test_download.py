@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,7 +20,9 @@ import pytest
 
 from fracture.download import download, obtain, unpack
 from fracture.errors import InputError
-from tests.conftest import ROOT, run_script
+from tests.conftest import REPEATS, ROOT, kill, run_script
+
+Count = Callable[[str, object], None]
 
 NOWHERE = "http://127.0.0.1:9/FracAtlas.zip"  # nothing listens on the discard port
 
@@ -40,11 +44,18 @@ def server(archive: Path) -> Iterator[str]:
         def do_GET(self) -> None:
             status = {"/missing": 404, "/empty": 202, "/broken": 500}.get(self.path, 200)
             body = {"/good": content, "/wrong": content[:-1] + b"!", "/cut": content}
+            body["/slow"] = content
             self.send_response(status)
             self.send_header("Content-Length", str(len(body.get(self.path, b""))))
             self.end_headers()
             sent = body.get(self.path, b"")
-            self.wfile.write(sent[: len(sent) // 2] if self.path == "/cut" else sent)
+            if self.path == "/slow":
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    for begin in range(0, len(sent), len(sent) // 10):
+                        self.wfile.write(sent[begin : begin + len(sent) // 10])
+                        time.sleep(0.01)
+            else:
+                self.wfile.write(sent[: len(sent) // 2] if self.path == "/cut" else sent)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -112,6 +123,53 @@ def test_after_a_broken_download_the_next_one_succeeds(
     assert list(tmp_path.iterdir()) == []
     download(f"{server}/good", md5(archive), target)
     assert target.read_bytes() == archive.read_bytes()
+
+
+def test_a_killed_download_or_unpacking_is_not_taken_for_a_whole_one(
+    server: str, archive: Path, drawn: Path, tmp_path: Path, record_property: Count
+) -> None:
+    """Nor does anything stay of it, once the next one has ended."""
+    rng, survived, data = random.Random(5), 0, tmp_path / "data"
+    address = ("--data_url", f"{server}/slow", "--data_md5", md5(archive))
+    for _ in range(REPEATS):
+        survived += kill(tmp_path, rng.uniform(0, 0.4), data.exists, "split_dataset.py", *address)
+        if (data / "FracAtlas.zip").exists():
+            assert md5(data / "FracAtlas.zip") == md5(archive)
+        if (data / "FracAtlas").exists():
+            assert files_in(data / "FracAtlas") == files_in(drawn)
+            done = run_script(tmp_path, "split_dataset.py", *address, "--force")
+            assert done.returncode == 0, done.stderr
+            assert {path.name for path in data.iterdir()} <= {"FracAtlas", "FracAtlas.zip", "split"}
+            shutil.rmtree(data)
+    done = run_script(tmp_path, "split_dataset.py", *address, "--force")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in data.iterdir()} == {"FracAtlas", "FracAtlas.zip", "split"}
+    assert files_in(data / "FracAtlas") == files_in(drawn)
+    record_property("kills survived in the download", survived)
+
+
+def test_a_download_leads_nowhere_without_https(archive: Path, tmp_path: Path) -> None:
+    """By a redirection to an address that is not this machine's own."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Host"])
+            self.send_response(302)
+            self.send_header("Location", f"http://127.0.0.2:{httpd.server_port}/films.zip")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        own = f"127.0.0.1:{httpd.server_port}"
+        with pytest.raises(InputError, match=r"leads to http://127\.0\.0\.2.*not https"):
+            download(f"http://{own}/", md5(archive), tmp_path / "FracAtlas.zip")
+        httpd.shutdown()
+    assert asked == [own]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_network_one_line_says_what_to_put_where(tmp_path: Path) -> None:

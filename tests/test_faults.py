@@ -12,18 +12,14 @@ SIGINT, SIGTERM                    one line, status 130, 143   (test_scripts.py)
 a bit of the cache flipped         nothing                     computed again (test_features.py)
 a process of several killed        one line, and torchrun's    the rest is kept (test_team.py)
 
-Kills come at random moments of each stage, KILLS times.
+Kills come at random moments of each stage, REPEATS times.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,33 +29,11 @@ import torch
 from fracture.cache import FeatureCache
 from fracture.checkpoint import held, load_checkpoint, save_checkpoint
 from fracture.errors import InputError
-from tests.conftest import LITE, ROOT, run_script
+from tests.conftest import LITE, REPEATS, kill, run_script
 
-KILLS = int(os.environ.get("KILLS", 1))  # of each stage
 QUIET = ("--wandb_mode", "disabled")
 
 Count = Callable[[str, object], None]
-
-
-def kill(cwd: Path, delay: float, begun: Callable[[], bool], script: str, *arguments: str) -> bool:
-    """Start a script, kill it some seconds after it has begun its work; False if it ended before.
-
-    `begun` is asked again and again; what it asks for is the script's work.
-    """
-    with (cwd / "output.txt").open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-u", str(ROOT / script), *arguments],
-            cwd=cwd, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        deadline = time.monotonic() + 60
-        while process.poll() is None and not begun():
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        time.sleep(delay)
-        process.kill()
-        status = process.wait()
-    assert status in (0, -9), (cwd / "output.txt").read_text()
-    return status == -9
 
 
 @pytest.fixture
@@ -72,7 +46,7 @@ def place(workplace: Path, tmp_path: Path) -> Path:
 def test_a_killed_pass_computes_nothing_again(place: Path, record_property: Count) -> None:
     rng, survived = random.Random(1), 0
     images = len(list((place / "data" / "split").glob("[tv][ra]*/*/*")))
-    for _ in range(KILLS):
+    for _ in range(REPEATS):
         cache = place / f"cache-{survived}"
         arguments = (*LITE, *QUIET, "--cache_dir", cache.name, "--image_size", "256")
         began = lambda cache=cache: any(cache.rglob("features.bin"))  # noqa: E731
@@ -93,20 +67,20 @@ def test_a_killed_pass_computes_nothing_again(place: Path, record_property: Coun
 def test_a_killed_run_resumes_to_the_same_bits(place: Path, record_property: Count) -> None:
     """Killed again and again within its epochs: their checkpoints are written every few ms."""
     rng, survived = random.Random(2), 0
-    arguments = (*LITE, *QUIET, "--epochs", str(100 + 60 * KILLS))
+    arguments = (*LITE, *QUIET, "--epochs", str(100 + 60 * REPEATS))
     whole = run_script(place, "train.py", *arguments, "--run", "whole")
     assert whole.returncode == 0, whole.stderr
     runs = place / "runs"
     chosen: tuple[str, ...] = (*arguments, "--run", "killed")
     history, cut_short = runs / "killed" / "history.jsonl", 0
-    for _ in range(KILLS):
+    for _ in range(REPEATS):
         before = history.read_text().count("\n") if history.is_file() else 0
         began = lambda: history.is_file() and history.read_text().count("\n") > before  # noqa: B023, E731
         survived += kill(place, rng.uniform(0, 0.4), began, "train.py", *chosen)
         if (runs / "killed" / "last.pt").is_file():
             load_checkpoint(runs / "killed" / "best.pt")
             reached = load_checkpoint(runs / "killed" / "last.pt")["epoch"]
-            cut_short += 0 < reached < 100 + 60 * KILLS
+            cut_short += 0 < reached < 100 + 60 * REPEATS
         chosen = ("--resume", "killed")
     done = run_script(place, "train.py", *chosen)
     assert done.returncode == 0, done.stderr
@@ -130,7 +104,7 @@ def test_a_killed_split_is_no_split_or_a_whole_one(
 ) -> None:
     rng, survived = random.Random(3), 0
     arguments = ("--data_root", str(drawn), "--split_dir", "new/split")
-    for _ in range(KILLS):
+    for _ in range(REPEATS):
         began = lambda: (place / "new/.split.new").exists() or (place / "new/split").exists()  # noqa: E731
         survived += kill(place, rng.uniform(0, 0.03), began, "split_dataset.py", *arguments)
         if (place / "new" / "split").exists():
@@ -153,7 +127,7 @@ def test_a_killed_evaluation_leaves_the_next_one_right(
     for name in ("best.pt", "history.jsonl", "config.yaml"):
         (run / name).write_bytes((workplace / "runs" / "first" / name).read_bytes())
     arguments = ("--run", "first", *QUIET)
-    for _ in range(KILLS):
+    for _ in range(REPEATS):
         began = lambda: (run / "test").exists()  # noqa: E731
         survived += kill(place, rng.uniform(0, 1.5), began, "infer.py", *arguments)
     assert run_script(place, "infer.py", *arguments).returncode == 0
@@ -171,7 +145,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(
     good = workplace / "runs" / "first" / "best.pt"
     content, right = good.read_bytes(), load_checkpoint(good)
     bad = tmp_path / "best.pt"
-    rng, noticed, harmless, flips = random.Random(5), 0, 0, 30 * KILLS
+    rng, noticed, harmless, flips = random.Random(5), 0, 0, 30 * REPEATS
     for _ in range(flips):
         flipped = bytearray(content)
         flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)

@@ -66,7 +66,7 @@ def test_any_path_will_do(place: Path, drawn: Path, name: str) -> None:
         ("split_dataset.py", "--data_root", "my films", "--split_dir", f"{far}/data/split"),
         (*TRAIN, "--cache_dir", f"{far}/cache"),
         ("infer.py", *QUIET),
-        ("infer.py", f"{far}/data/split/test", "--out", "ü b.csv", "--heatmaps", name),
+        ("infer.py", f"{far}/data/split/test", "--out", "ü b.csv", "--heatmaps", f"./{name}"),
     ):
         done = run_script(far, *command)
         assert (done.returncode, done.stderr) == (0, "")
