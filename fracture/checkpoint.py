@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import tempfile
 import time
@@ -17,13 +18,19 @@ from zipfile import ZipFile, is_zipfile
 import torch
 import yaml
 
-from fracture.errors import InputError
+from fracture.config import read_settings
+from fracture.errors import InputError, one_line
 
 RUNS = Path("runs")
 
 # Settings that may change when a run goes on: where things are, and what serves the work.
 FREE = {"data_root", "data_url", "data_md5", "split_dir", "cache_dir"}
 FREE |= {"workers", "wandb_mode", "wandb_project"}
+
+# What all checkpoints hold, and best.pt besides.
+KINDS: dict[str, type] = {"settings": dict, "weights": str, "recipe": dict, "classes": list}
+KINDS |= {"positive_class": str, "manifest_sha256": str, "epoch": int, "head": dict, "best": dict}
+DECISION: dict[str, type] = {"temperature": float, "thresholds": dict}
 
 
 def check_name(name: str | None) -> None:
@@ -79,7 +86,10 @@ def resumed(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     if (folder / "last.pt").is_file():
         state = load_checkpoint(folder / "last.pt")
     else:
-        state = {"settings": yaml.safe_load((folder / "config.yaml").read_text())}
+        try:
+            state = {"settings": read_settings(folder / "config.yaml")}
+        except (ValueError, yaml.YAMLError) as error:
+            raise InputError(f"{folder / 'config.yaml'}: {one_line(error)}") from error
     for key in (key for key in identity if key in state):
         then, now = state[key], identity[key]
         if not isinstance(now, dict):
@@ -112,6 +122,25 @@ def cut_history(folder: Path, epochs: int) -> None:
     history = folder / "history.jsonl"
     lines = history.read_text().splitlines(keepends=True) if history.is_file() else []
     replace_text(history, "".join(lines[:epochs]))
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The epochs' lines of history.jsonl.
+
+    Raises:
+        InputError: a line is none of train.py's.
+    """
+    history, needed = folder / "history.jsonl", ("epoch", "train_loss", "val_loss", "val_accuracy")
+    epochs = []
+    for number, line in enumerate(history.read_text(errors="replace").splitlines(), 1):
+        try:
+            epochs.append(json.loads(line))
+            whole = all(math.isfinite(epochs[-1][name]) for name in needed)
+        except (LookupError, TypeError, ValueError):
+            whole = False
+        if not whole:
+            raise InputError(f"{history}: line {number} is no epoch's; train again")
+    return epochs
 
 
 def append_history(folder: Path, figures: dict[str, Any]) -> None:
@@ -167,9 +196,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; the run did not finish an epoch")
     content = load_tensors(path)
-    own = "thresholds" if path.name == "best.pt" else "optimizer"
-    if not {"head", "recipe", "weights", "classes", "settings", own} <= content.keys():
-        raise InputError(f"{path}: not a checkpoint of train.py")
+    own = {"optimizer": dict} if path.name == "last.pt" else DECISION
+    wrong = [key for key, kind in (KINDS | own).items() if not isinstance(content.get(key), kind)]
+    if wrong:
+        raise InputError(f"{path}: not a checkpoint of train.py: {', '.join(wrong)}")
     return content
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from fracture.cache import StoredFeatures
+from fracture.config import POINTS
 from fracture.errors import InputError
 from fracture.features import Recipe
 from fracture.metrics import calibrated
@@ -87,8 +89,9 @@ def restore(checkpoint: dict[str, Any], own_weights: str, precision: str) -> Cla
 
     Raises:
         InputError: the backbone's weights or the preprocessing here are not those of the training.
+        AttributeError, LookupError, RuntimeError, TypeError, ValueError: it is of another program.
     """
-    trained, then = checkpoint["recipe"], checkpoint["settings"]
+    trained, then, positive = (checkpoint[key] for key in ("recipe", "settings", "positive_class"))
     moved = checkpoint["weights"].startswith("file ") and not Path(then["weights"]).is_file()
     weights = find_weights(
         trained["backbone"], own_weights if moved else then["weights"], then["seed"]
@@ -102,13 +105,11 @@ def restore(checkpoint: dict[str, Any], own_weights: str, precision: str) -> Cla
             )
     head = Head(feature_width(recipe.backbone), dropout=0).eval()
     head.load_state_dict(checkpoint["head"])
-    index = checkpoint["classes"].index(checkpoint["positive_class"])
-    return Classifier(
-        head,
-        recipe,
-        checkpoint["positive_class"],
-        checkpoint["classes"][1 - index],
-        index,
-        checkpoint["temperature"],
-        checkpoint["thresholds"],
-    )
+    if not all(parameter.isfinite().all() for parameter in head.parameters()):
+        raise ValueError("the head's numbers are not finite")
+    index, (first, second) = checkpoint["classes"].index(positive), checkpoint["classes"]
+    temperature, thresholds = checkpoint["temperature"], checkpoint["thresholds"]
+    if not (0 < temperature < math.inf and all(0 <= thresholds[name] <= 1 for name in POINTS)):
+        raise ValueError("temperature or thresholds are out of range")
+    negative = first if index else second
+    return Classifier(head, recipe, positive, negative, index, temperature, thresholds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,11 @@ class Terminated(KeyboardInterrupt):
 def one_line(error: Exception) -> str:
     """What an error says, without its line breaks; its type where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def shown(name: object) -> str:
+    """A file name for a line of a terminal: its control characters would break or recolour it."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda odd: repr(odd[0])[1:-1], str(name))
 
 
 @contextmanager
@@ -57,5 +63,5 @@ def _terminate(*_: object) -> None:
 
 
 def _say(script: str, message: str, status: int) -> int:
-    print(f"{script}: {message}", file=sys.stderr)
+    print(f"{script}: {shown(message)}", file=sys.stderr)
     return status

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fracture.classifier import Classifier
 from fracture.config import Workers
-from fracture.errors import InputError
+from fracture.errors import InputError, shown
 from fracture.features import backbone_pass
 from fracture.heatmaps import heat_maps, overlay
 
@@ -35,8 +35,11 @@ def find_images(given: Sequence[str]) -> list[Path]:
     for name in given:
         path = Path(name)
         if path.is_dir() and name:
-            inside = sorted(path.rglob("*"))
-            paths += [file for file in inside if file.suffix.lower() in kinds and file.is_file()]
+            inside = [file for file in sorted(path.rglob("[!.]*")) if file.is_file()]
+            others = [file for file in inside if file.suffix.lower() not in kinds]
+            if others:
+                print(f"not named like images: {len(others)} files, such as {shown(others[0])}")
+            paths += [file for file in inside if file.suffix.lower() in kinds]
         elif path.is_file():
             paths.append(path)
         else:
@@ -88,7 +91,7 @@ def predict(
     print(f"{classifier.column:13}{'decision':16}file")
     for line in table:
         p = "" if line[classifier.column] is None else f"{line[classifier.column]:.4f}"
-        print(f"{p:13}{line['decision']:16}{line['file']}  {line['note']}".rstrip())
+        print(f"{p:13}{line['decision']:16}{shown(line['file'])}  {line['note']}".rstrip())
     if out:
         write_table(out, table)
     if heatmaps:
@@ -96,7 +99,7 @@ def predict(
         folder.mkdir(parents=True, exist_ok=True)
         heats = heat_maps(classifier, readable)
         for number, (path, heat) in enumerate(zip(readable, heats, strict=True), 1):
-            overlay(path, heat).save(folder / f"{number:04}-{path.stem}.png")
+            overlay(path, heat).save(folder / f"{number:04}-{path.stem[:50]}.png")
 
 
 def write_table(out: Path, table: Sequence[dict[str, Any]]) -> None:
