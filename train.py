@@ -98,6 +98,10 @@ def main(config: Config, resume: str | None) -> None:
         try:
             head.load_state_dict(state["head"])
             optimizer.load_state_dict(state["optimizer"])
+            merit(state["best"], config.select_by)
+            for parameter, moments in optimizer.state.items():
+                if {moments[name].shape for name in ("exp_avg", "exp_avg_sq")} != {parameter.shape}:
+                    raise ValueError("its optimizer is of another head")
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"{find_run(resume)}/last.pt: {one_line(error)}") from error
     trainable = sum(parameter.numel() for parameter in head.parameters())

@@ -8,6 +8,7 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -120,8 +121,8 @@ def held(folder: Path) -> Iterator[None]:
 def cut_history(folder: Path, epochs: int) -> None:
     """Keep the first lines of history.jsonl: what a run wrote after its last.pt comes again."""
     history = folder / "history.jsonl"
-    lines = history.read_text().splitlines(keepends=True) if history.is_file() else []
-    replace_text(history, "".join(lines[:epochs]))
+    text = history.read_text(errors="replace") if history.is_file() else ""
+    replace_text(history, "".join(text.splitlines(keepends=True)[:epochs]))
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
@@ -131,7 +132,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
         InputError: a line is none of train.py's.
     """
     history, needed = folder / "history.jsonl", ("epoch", "train_loss", "val_loss", "val_accuracy")
-    epochs = []
+    epochs: list[dict[str, Any]] = []
     for number, line in enumerate(history.read_text(errors="replace").splitlines(), 1):
         try:
             epochs.append(json.loads(line))
@@ -140,6 +141,8 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
             whole = False
         if not whole:
             raise InputError(f"{history}: line {number} is no epoch's; train again")
+    if not any(epoch.get("best") for epoch in epochs):
+        raise InputError(f"{history}: no epoch is the best; train again")
     return epochs
 
 
@@ -214,7 +217,9 @@ def load_tensors(path: Path) -> dict[str, Any]:
             with ZipFile(path) as file:
                 if file.testzip():
                     raise ValueError("a checksum is wrong")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are not torch's own
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever bytes may lead torch to: nine kinds have been seen
         raise InputError(f"{path}: damaged, or not written by torch.save") from error
     if not isinstance(content, dict):

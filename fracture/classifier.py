@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from fracture.cache import StoredFeatures
-from fracture.config import POINTS
+from fracture.config import POINTS, Fit
 from fracture.errors import InputError
 from fracture.features import Recipe
 from fracture.metrics import calibrated
@@ -92,6 +92,8 @@ def restore(checkpoint: dict[str, Any], own_weights: str, precision: str) -> Cla
         AttributeError, LookupError, RuntimeError, TypeError, ValueError: it is of another program.
     """
     trained, then, positive = (checkpoint[key] for key in ("recipe", "settings", "positive_class"))
+    if trained["fit"] not in get_args(Fit) or trained["image_size"] not in range(32, 2049):
+        raise ValueError("recipe is out of range")
     moved = checkpoint["weights"].startswith("file ") and not Path(then["weights"]).is_file()
     weights = find_weights(
         trained["backbone"], own_weights if moved else then["weights"], then["seed"]
@@ -109,6 +111,8 @@ def restore(checkpoint: dict[str, Any], own_weights: str, precision: str) -> Cla
         raise ValueError("the head's numbers are not finite")
     index, (first, second) = checkpoint["classes"].index(positive), checkpoint["classes"]
     temperature, thresholds = checkpoint["temperature"], checkpoint["thresholds"]
+    if first == second:
+        raise ValueError("both classes have one name")
     if not (0 < temperature < math.inf and all(0 <= thresholds[name] <= 1 for name in POINTS)):
         raise ValueError("temperature or thresholds are out of range")
     negative = first if index else second

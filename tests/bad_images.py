@@ -32,14 +32,10 @@ UPRIGHT = {  # what turns a film so that EXIF's orientation turns it back
 
 @dataclass(frozen=True)
 class Made:
-    """One generated file.
+    """One generated file, of the film of a number.
 
-    Attributes:
-        name: of the file.
-        content: its bytes.
-        verdict: "same" pixels as the film's, "refused", "cut" (refused, or the same if nothing that
-            counts was cut off), or "either" of readable and refused.
-        film: number of the film that it was made of.
+    The verdict is that it must be read as the "same" film, be "refused", do one of both ("cut": what
+    was cut off may not count), or that "either" will do.
     """
 
     name: str

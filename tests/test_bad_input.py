@@ -9,6 +9,7 @@ import csv
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
@@ -21,11 +22,12 @@ from PIL import Image
 from fracture.cache import FeatureCache, StoredFeatures
 from fracture.checkpoint import load_checkpoint
 from fracture.classifier import restore
+from fracture.fracatlas import find_radiographs
 from fracture.images import inspect
 from fracture.manifest import read_manifest, read_split
 from fracture.predict import find_images
 from tests.bad_images import bad_images, png_header, saved
-from tests.conftest import LITE, REAL, run_script
+from tests.conftest import LITE, REAL, Refusal, run_script
 
 KILLS = int(os.environ.get("KILLS", 1))  # times as many images
 
@@ -139,3 +141,53 @@ def test_no_bomb_takes_gigabytes_or_seconds(tmp_path: Path) -> None:
         assert (inspect(tmp_path / name).fault == "") == (name == "largest.png")
     assert getrusage(RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
     assert time.monotonic() - begun < 10
+
+
+def test_no_data_set_without_two_classes_is_split(
+    drawn: Path, tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    films = sorted(drawn.glob("images/*/*"))[:4]
+    for name, classes in (
+        ("one", "A"),
+        ("three", "ABC"),
+        ("none", ""),
+        ("bad", "AB"),
+        ("few", "AB"),
+    ):
+        for label in classes:
+            (tmp_path / name / label).mkdir(parents=True)
+            for film in films:
+                shutil.copy(film, tmp_path / name / label / film.name)
+                if name == "bad":
+                    (tmp_path / name / label / film.name).write_bytes(film.read_bytes()[:999])
+    (tmp_path / "none").mkdir()
+    for label in ("A", "B"):
+        (tmp_path / "empty" / label).mkdir(parents=True)
+    for name, member in (("evil", "../evil.jpg"), ("bomb", "A/a.jpg")):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr(member, bytes(9_000_000 if name == "bomb" else 9))
+    for root, said in (
+        *(("one", "here are: A"), ("three", "here are: A, B, C"), ("none", "here are: none")),
+        *(
+            ("bad", "positive_class"),
+            ("few", "positive_class"),
+            ("empty", "two classes are needed"),
+        ),
+        *(("evil.zip", "outside itself"), ("bomb.zip", "absurdly many"), ("/dev/null", "neither")),
+    ):
+        line = refusal("split_dataset.py", "--data_root", root, "--split_dir", "new")
+        assert said in line
+        assert not (tmp_path / "new").exists()
+    arguments = ("--split_dir", "new", "--positive_class", "A")
+    assert "would have no A" in refusal("split_dataset.py", "--data_root", "bad", *arguments)
+
+
+def test_a_folder_that_is_no_class_of_fracatlas_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for label in ("Fractured", "Non_fractured", "Unsure"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        (tmp_path / "images" / label / "film.png").touch()
+    assert len(find_radiographs(tmp_path)) == 2
+    assert "no class of FracAtlas: Unsure" in capsys.readouterr().out

@@ -77,7 +77,7 @@ def refusal_of(*arguments: str) -> str:
     begun = time.monotonic()
     with pytest.raises(InputError) as refusal:
         parse_settings(settings_parser(None), [*arguments])
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 5
     assert str(refusal.value).isprintable()
     assert len(str(refusal.value)) < 700
     return str(refusal.value)
