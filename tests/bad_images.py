@@ -32,10 +32,8 @@ UPRIGHT = {  # what turns a film so that EXIF's orientation turns it back
 
 @dataclass(frozen=True)
 class Made:
-    """One generated file, of the film of a number.
-
-    The verdict is that it must be read as the "same" film, be "refused", do one of both ("cut": what
-    was cut off may not count), or that "either" will do.
+    """One generated file. By its verdict it is the "same" film as the film of that number, or
+    "refused", or one of both ("cut": what was cut off may not have counted), or "either" will do.
     """
 
     name: str

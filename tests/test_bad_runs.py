@@ -192,12 +192,13 @@ def test_no_wrong_manifest_is_trained_on(place: Path, refusal: Refusal) -> None:
         ),
         *((index, "label", name) for name in ("Unsure", "..", "/", "")),
         *((index, "split", name) for name in ("test", "excluded", "Train", "")),
-        (out, "label", "Unsure"),
     ):
         rewrite(
             split, [replace(row, **{key: value}) if i == at else row for i, row in enumerate(rows)]
         )
         assert re.search("manifest.csv|is missing|data/split", refusal(*train)), (key, value)
+    rewrite(split, [replace(r, label="Unsure") if i == out else r for i, r in enumerate(rows)])
+    assert "two classes are needed" in refusal(*train)
     for text in (b"", b"\xff\xfe\0", b"image,class\n", b"a" * 200_000, b'"' + b"x," * 99):
         (split / "manifest.csv").write_bytes(text)
         assert "manifest.csv" in refusal(*train)
