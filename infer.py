@@ -22,10 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fracture.config import Config, parse_settings, settings_parser
-from fracture.errors import InputError, exit_status
-
-POINTS = ("protocol", "sensitivity90", "youden")
+from fracture.config import POINTS, Config, parse_settings, settings_parser
+from fracture.errors import InputError, exit_status, one_line
 
 if __name__ == "__main__":
     with exit_status():  # before the slow imports: --help and a wrong setting answer at once
@@ -41,19 +39,18 @@ if __name__ == "__main__":
         CONFIG, ARGUMENTS = parse_settings(PARSER)
 
 import numpy as np
-import yaml
 from jsonargparse import Namespace
 from PIL import Image
 
 from fracture.cache import StoredFeatures
-from fracture.checkpoint import find_run, load_checkpoint, run_settings
+from fracture.checkpoint import find_run, load_checkpoint, read_history, run_settings
 from fracture.classifier import Classifier, restore
 from fracture.compare import compare_runs, pool_runs
 from fracture.evaluation import evaluate_test
 from fracture.features import cached_features, pick_device
 from fracture.files import scratch, swap
 from fracture.heatmaps import heat_maps, localisation, overlay, read_boxes
-from fracture.manifest import FILE_NAME, Row, Split, read_manifest, read_split
+from fracture.manifest import FILE_NAME, Row, Split, read_manifest, read_split, source_of
 from fracture.predict import find_images, predict
 from fracture.report import as_text, draw_plots, print_table, write_report
 from fracture.team import rank
@@ -72,7 +69,10 @@ def main(config: Config, arguments: Namespace) -> None:
     # A checkpoint alone will do, where the places are given.
     then = run_settings(folder) if (folder / "config.yaml").is_file() else asdict(config)
     weights_file = then["weights"] if Path(then["weights"]).is_file() else config.weights
-    classifier = restore(checkpoint, weights_file, precision)
+    try:
+        classifier = restore(checkpoint, weights_file, precision)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / 'best.pt'}: of another program: {one_line(error)}") from error
     execution = config.workers, device
     weights = "RANDOM" if checkpoint["weights"] == "none" else checkpoint["weights"]
     name = f"{classifier.recipe.backbone}, {weights} weights"
@@ -83,13 +83,15 @@ def main(config: Config, arguments: Namespace) -> None:
 
     wandb_mode = pick_mode(config.wandb_mode)
     split = own_split(checkpoint, Path(config.split_dir), Path(then["split_dir"]))
+    history = read_history(folder)
     features, rows, unreadable = cached_features(
         split, classifier.recipe, Path(config.cache_dir), *execution
     )
     if rank() > 0:  # of several processes the first goes on
         return
-    if not rows:
-        raise InputError(f"{split.folder}: no test image can be read")
+    for label in split.classes:
+        if label not in {row.label for row in rows}:
+            raise InputError(f"{split.folder}: test has no readable image of {label}")
     origin = {
         "run": folder.name,
         "backbone": classifier.recipe.backbone,
@@ -105,7 +107,7 @@ def main(config: Config, arguments: Namespace) -> None:
         p = classifier.p_positive(features)
         write_predictions(new / "predictions.csv", classifier, rows, p, unreadable)
         settings = checkpoint["settings"]
-        results = evaluate(classifier, split, features, rows, folder, settings, origin, new)
+        results = evaluate(classifier, split, features, rows, history, settings, origin, new)
         swap(new, output)
     print_figures(results)
     if unreadable:
@@ -121,7 +123,7 @@ def evaluate(
     split: Split,
     features: StoredFeatures,
     rows: Sequence[Row],
-    run: Path,
+    history: list[dict[str, Any]],
     settings: dict[str, Any],
     origin: dict[str, Any],
     output: Path,
@@ -133,7 +135,7 @@ def evaluate(
         split: the test images.
         features: (N, width), of the readable ones.
         rows: the N readable images.
-        run: the run's folder.
+        history: a line for each epoch.
         settings: of the training.
         origin: what the results are of, to be written with them.
         output: folder for them.
@@ -144,7 +146,6 @@ def evaluate(
     sizes = np.array([(split.folder / row.place).stat().st_size for row in rows])
     results = origin | evaluate_test(classifier, margin, rows, train_rows, sizes)
     films, results["localisation"] = look(classifier, split, rows, classifier.p_positive(features))
-    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     drawn = draw_plots(results, classifier, margin, rows, history)
     write_report(output, results, drawn, films, all_rows, settings)
     (output / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -190,8 +191,7 @@ def look(
         "Worst misses": [int(i) for i in order if positive[i] and p[i] < 0.5][:6],
         "Worst false alarms": [int(i) for i in order[::-1] if not positive[i] and p[i] >= 0.5][:6],
     }
-    settings = yaml.safe_load((split.folder / "config.yaml").read_text())
-    source = Path(settings["data_root"])
+    source = source_of(split.folder)
     boxes = read_boxes(source.with_suffix("") if source.suffix == ".zip" else source)
     boxed = [i for i in np.flatnonzero(positive).tolist() if Path(rows[i].image).name in boxes]
     wanted = sorted({*boxed, *(i for some in worst.values() for i in some)})

@@ -24,7 +24,7 @@ from itertools import product
 from pathlib import Path
 
 from fracture.config import Config, parse_settings, settings_parser
-from fracture.errors import InputError, exit_status
+from fracture.errors import InputError, exit_status, shown
 
 if __name__ == "__main__":
     with exit_status():
@@ -181,11 +181,12 @@ def print_flow(splits: Mapping[str, Sequence[Row]], positive: str) -> None:
         if row.split == "excluded":
             named[row.reason.split()[0].strip(":")].append(Path(row.image).name)
     for reason, names in named.items():
-        few = ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+        few = shown(", ".join(names[:2])) + (", ..." if len(names) > 2 else "")
         print(f"  {reason:13}{len(names):8,}  {few}")
     decided = [row for row in rows if "label:" in row.reason]
     if decided:
-        print(f"label decided{len(decided):10,}  {Path(decided[0].image).name}, see {FILE_NAME}")
+        first = shown(Path(decided[0].image).name)
+        print(f"label decided{len(decided):10,}  {first}, see {FILE_NAME}")
     kept = [row for row in rows if row.split != "excluded"]
     near = [size for size in Counter(row.group for row in kept).values() if size > 1]
     print(f"kept{len(kept):19,}  {sum(near)} of them in {len(near)} groups of near-copies")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fracture.config import Config, SelectBy, parse_settings, portable, settings_parser
-from fracture.errors import InputError, exit_status
+from fracture.errors import InputError, exit_status, shown
 
 if __name__ == "__main__":
     with exit_status():  # before the slow imports: --help and a wrong setting answer at once
@@ -45,6 +45,7 @@ from fracture.checkpoint import (
     resumed,
     save_checkpoint,
     set_latest,
+    take_up,
 )
 from fracture.features import Recipe, cached_features, pick_device
 from fracture.manifest import Row, Split, read_split
@@ -87,7 +88,10 @@ def main(config: Config, resume: str | None) -> None:
     if rank() > 0:  # of several processes the first goes on, the others have done their share
         return
     for row, reason in unreadable.items():
-        print(f"set aside, unreadable: {row.image}: {reason}")
+        print(f"set aside, unreadable: {shown(row.image)}: {reason}")
+    identity["set_aside"] = sorted(row.image for row in unreadable)
+    if state.get("set_aside", identity["set_aside"]) != identity["set_aside"]:
+        raise InputError(f"{find_run(resume)}: other images could be read when the run began")
     train_set, (val_features, val_labels) = labelled(split, features, rows)
 
     # The head trains on one core: its steps are small, and a run repeats bit for bit.
@@ -96,8 +100,7 @@ def main(config: Config, resume: str | None) -> None:
     head = Head(features.width, config.dropout)
     optimizer = torch.optim.Adam(head.parameters(), lr=config.lr, fused=True)
     if "head" in state:
-        head.load_state_dict(state["head"])
-        optimizer.load_state_dict(state["optimizer"])
+        take_up(state, head, optimizer)
     trainable = sum(parameter.numel() for parameter in head.parameters())
     assert trainable == 2 * features.width + 2  # 4,610 for B6
     print(f"head: {trainable:,} parameters, {len(train_set[1]):,} images to train on")
@@ -138,12 +141,14 @@ def labelled(
     """The features and class indices of train and of val.
 
     Raises:
-        InputError: there is nothing to train on, or val lacks a class.
+        InputError: train or val lacks a class.
     """
     labels = torch.tensor([split.classes.index(row.label) for row in rows])
     is_train = torch.tensor([row.split == "train" for row in rows])
-    if not is_train.any() or len(labels[~is_train].unique()) < 2:
-        raise InputError(f"{split.folder}: no readable image to train on, or of a class in val")
+    for name, mask in (("train", is_train), ("val", ~is_train)):
+        for index, label in enumerate(split.classes):
+            if not (labels[mask] == index).any():
+                raise InputError(f"{split.folder}: {name} has no readable image of {label}")
     return [(features.subset(mask), labels[mask]) for mask in (is_train, ~is_train)]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -17,7 +19,7 @@ from zipfile import ZipFile, is_zipfile
 import torch
 import yaml
 
-from fracture.config import PLACES, portable
+from fracture.config import PLACES, portable, read_settings
 from fracture.errors import InputError, one_line
 from fracture.files import lock, named, whole
 
@@ -25,6 +27,11 @@ RUNS = Path("runs")
 
 # Settings that may change when a run goes on: they serve the work.
 FREE = {"data_md5", "workers", "wandb_mode", "wandb_project"}
+
+# What all checkpoints hold, and best.pt besides.
+KINDS: dict[str, type] = {"settings": dict, "weights": str, "recipe": dict, "classes": list}
+KINDS |= {"positive_class": str, "manifest_sha256": str, "epoch": int, "head": dict, "best": dict}
+DECISION: dict[str, type] = {"temperature": float, "thresholds": dict}
 
 
 def check_name(name: str | None) -> None:
@@ -75,10 +82,10 @@ def run_settings(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.yaml"
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = read_settings(path)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: {one_line(error)}") from error
-    if not isinstance(settings, dict) or not {*PLACES, "weights"} <= settings.keys():
+    if not {*PLACES, "weights"} <= settings.keys():
         raise InputError(f"{path}: not the settings of a run")
     return settings
 
@@ -109,6 +116,22 @@ def resumed(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
+def take_up(state: dict[str, Any], head: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put what last.pt holds into a head and its optimizer.
+
+    Raises:
+        InputError: it is of another head.
+    """
+    try:
+        head.load_state_dict(state["head"])
+        optimizer.load_state_dict(state["optimizer"])
+        for parameter, moments in optimizer.state.items():
+            if {moments[name].shape for name in ("exp_avg", "exp_avg_sq")} != {parameter.shape}:
+                raise ValueError("its optimizer is of another head")
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"last.pt: {one_line(error)}") from error
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keep a run to this process: two of them would write the same files.
@@ -124,9 +147,30 @@ def held(folder: Path) -> Iterator[None]:
 def cut_history(folder: Path, epochs: int) -> None:
     """Keep the first lines of history.jsonl: what a run wrote after its last.pt comes again."""
     history = folder / "history.jsonl"
-    lines = history.read_text().splitlines(keepends=True) if history.is_file() else []
+    text = history.read_text(errors="replace") if history.is_file() else ""
     with whole(history) as new:
-        new.write_text("".join(lines[:epochs]))
+        new.write_text("".join(text.splitlines(keepends=True)[:epochs]))
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The epochs' lines of history.jsonl.
+
+    Raises:
+        InputError: a line is none of train.py's.
+    """
+    history, needed = folder / "history.jsonl", ("epoch", "train_loss", "val_loss", "val_accuracy")
+    epochs: list[dict[str, Any]] = []
+    for number, line in enumerate(history.read_text(errors="replace").splitlines(), 1):
+        try:
+            epochs.append(json.loads(line))
+            good = all(math.isfinite(epochs[-1][name]) for name in needed)
+        except (LookupError, TypeError, ValueError):
+            good = False
+        if not good:
+            raise InputError(f"{history}: line {number} is no epoch's; train again")
+    if not any(epoch.get("best") for epoch in epochs):
+        raise InputError(f"{history}: no epoch is the best; train again")
+    return epochs
 
 
 def append_history(folder: Path, figures: dict[str, Any]) -> None:
@@ -174,9 +218,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; the run did not finish an epoch")
     content = load_tensors(path)
-    own = "thresholds" if path.name == "best.pt" else "optimizer"
-    if not {"head", "recipe", "weights", "classes", "settings", own} <= content.keys():
-        raise InputError(f"{path}: not a checkpoint of train.py")
+    own = {"optimizer": dict} if path.name == "last.pt" else DECISION
+    wrong = [key for key, kind in (KINDS | own).items() if not isinstance(content.get(key), kind)]
+    if wrong:
+        raise InputError(f"{path}: not a checkpoint of train.py: {', '.join(wrong)}")
     return content
 
 
@@ -191,7 +236,9 @@ def load_tensors(path: Path) -> dict[str, Any]:
             with ZipFile(path) as file:
                 if file.testzip():
                     raise ValueError("a checksum is wrong")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are not torch's own
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever bytes may lead torch to: nine kinds have been seen
         raise InputError(f"{path}: damaged, or not written by torch.save") from error
     if not isinstance(content, dict):

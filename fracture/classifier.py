@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from fracture.cache import StoredFeatures
+from fracture.config import POINTS, Fit
 from fracture.errors import InputError
 from fracture.features import Recipe
 from fracture.metrics import calibrated
@@ -86,8 +88,11 @@ def restore(checkpoint: dict[str, Any], weights_file: str, precision: str) -> Cl
 
     Raises:
         InputError: the backbone's weights or the preprocessing here are not those of the training.
+        AttributeError, LookupError, RuntimeError, TypeError, ValueError: it is of another program.
     """
-    trained, then = checkpoint["recipe"], checkpoint["settings"]
+    trained, then, positive = (checkpoint[key] for key in ("recipe", "settings", "positive_class"))
+    if trained["fit"] not in get_args(Fit) or trained["image_size"] not in range(32, 2049):
+        raise ValueError("recipe is out of range")
     from_file = checkpoint["weights"].startswith("file ")
     named = weights_file if from_file else then["weights"]
     weights = find_weights(trained["backbone"], named, then["seed"])
@@ -100,13 +105,13 @@ def restore(checkpoint: dict[str, Any], weights_file: str, precision: str) -> Cl
             )
     head = Head(feature_width(recipe.backbone), dropout=0).eval()
     head.load_state_dict(checkpoint["head"])
-    index = checkpoint["classes"].index(checkpoint["positive_class"])
-    return Classifier(
-        head,
-        recipe,
-        checkpoint["positive_class"],
-        checkpoint["classes"][1 - index],
-        index,
-        checkpoint["temperature"],
-        checkpoint["thresholds"],
-    )
+    if not all(parameter.isfinite().all() for parameter in head.parameters()):
+        raise ValueError("the head's numbers are not finite")
+    index, (first, second) = checkpoint["classes"].index(positive), checkpoint["classes"]
+    temperature, thresholds = checkpoint["temperature"], checkpoint["thresholds"]
+    if first == second:
+        raise ValueError("both classes have one name")
+    if not (0 < temperature < math.inf and all(0 <= thresholds[name] <= 1 for name in POINTS)):
+        raise ValueError("temperature or thresholds are out of range")
+    negative = first if index else second
+    return Classifier(head, recipe, positive, negative, index, temperature, thresholds)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from fracture.classifier import p_column
-from fracture.errors import InputError
+from fracture.errors import InputError, one_line
 from fracture.metrics import (
     decision_figures,
     evaluate_decisions,
@@ -30,9 +30,9 @@ def read_tested(run: Path) -> tuple[Table, dict[str, Any]]:
     """A run's test predictions by image, and its metrics.json.
 
     Raises:
-        InputError: the run has not been tested.
+        InputError: the run has not been tested, or what that left is damaged.
     """
-    folder = run / "test"
+    folder, again = run / "test", f"python infer.py --run {run.name}"
     try:
         metrics = json.loads((folder / "metrics.json").read_text())
         column = p_column(metrics["positive_class"])
@@ -46,9 +46,12 @@ def read_tested(run: Path) -> tuple[Table, dict[str, Any]]:
                 for line in csv.DictReader(file)
                 if line[column]
             }
+        if not all(0 <= p <= 1 for _, p, _ in table.values()):
+            raise ValueError("a probability is not in 0 to 1")
     except FileNotFoundError as error:
-        again = f"python infer.py --run {run.name}"
         raise InputError(f"{run} has not been tested; first: {again}") from error
+    except (AttributeError, LookupError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(f"{folder}: damaged ({one_line(error)}); test again: {again}") from error
     return table, metrics
 
 

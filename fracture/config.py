@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import stat
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,6 +18,8 @@ from fracture.errors import InputError, one_line
 # Of downloads: nobody between can read or change what comes. This machine itself needs no https.
 SAFE_ADDRESS = r"https://|http://(127\.0\.0\.1|localhost)[:/]"
 DEFAULT_FILE = Path(__file__).resolve().parent.parent / "config.yaml"
+
+POINTS = ("protocol", "sensitivity90", "youden")  # where decisions are made; the first, p = 0.5
 
 Fit = Literal["squash", "letterbox"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -60,6 +63,9 @@ class Config:
     wandb_project: str
 
     def __post_init__(self) -> None:
+        for name, text in vars(self).items():
+            if isinstance(text, str) and (not text.strip() or re.search(r"[\x00-\x1f\x7f]", text)):
+                raise ValueError(f"{name} is {text!r}; allowed: one line of text")
         shares, run = self.fractions, self.run or "any"
         backbone = re.fullmatch(r"efficientnet-(b[0-8]|lite[0-2])", self.backbone)
         for name, fits, allowed in (
@@ -71,8 +77,8 @@ class Config:
             ("run", re.fullmatch(r"\w[\w.-]{,99}", run) and run != "latest", "a plain folder name"),
             ("backbone", backbone, "efficientnet-b0 to -b8, efficientnet-lite0 to -lite2"),
             ("image_size", 32 <= self.image_size <= 2048, "32 to 2048"),
-            ("epochs", self.epochs >= 1, "1 or more"),
-            ("batch_size", self.batch_size >= 1, "1 or more"),
+            ("epochs", 1 <= self.epochs <= 10**6, "1 to 1000000"),
+            ("batch_size", 1 <= self.batch_size <= 10**6, "1 to 1000000"),
             ("lr", 0 < self.lr < float("inf"), "a number greater than 0"),
             ("dropout", 0 <= self.dropout < 1, "0 or more, less than 1"),
             ("seed", 0 <= self.seed < 2**32, "0 to 4294967295"),
@@ -83,6 +89,7 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
 
 
+LINES = "expected lines of the form 'name: value'"
 NAMES = [field.name for field in fields(Config)]
 PLACES = ("data_root", "data_url", "split_dir", "cache_dir")
 
@@ -141,16 +148,20 @@ def parse_settings(
     source = "command line"
     try:
         known = only_config.parse_known_args(arguments)[0]
-        chosen = known.config or (known.resume and f"runs/{Path(known.resume).name}/config.yaml")
+        chosen = known.config
+        if chosen is None and known.resume:
+            chosen = f"runs/{Path(known.resume).name}/config.yaml"
         # Place by place, so that a message can say where the fault stands.
-        for source in [str(DEFAULT_FILE), chosen] if chosen else [str(DEFAULT_FILE)]:
-            parsed = parser.parse_object(_read_yaml(Path(source)))
+        for source in [str(DEFAULT_FILE)] if chosen is None else [str(DEFAULT_FILE), chosen]:
+            parsed = parser.parse_object(read_settings(Path(source)))
             parser.set_defaults(vars(_config(parsed)))
         source = "command line"
         parsed = parser.parse_args(arguments)
         return _config(parsed), parsed
     except OSError as error:
         raise InputError(f"{source}: {error.strerror}") from error
+    except OverflowError as error:  # of the three settings that are made floats of whole numbers
+        raise InputError(f"{source}: lr, dropout or fractions: a number beyond 1e308") from error
     except (ArgumentError, ValueError, yaml.YAMLError) as error:
         # jsonargparse's several lines in Python's terms, as one line in the reader's.
         text = one_line(error)
@@ -160,7 +171,9 @@ def parse_settings(
             (r'^Parser key "(\w+)":', r"\1:"),
             (r"(?:a )?typing\.Literal\[([^]]+)\]", r"one of \1"),
             (r"(?:a )?<class '(\w+)'>", r"type \1"),
+            (r"Does not .*\[type int.* Given value:", "Expected auto, or 0 to 256. Got value:"),
             (r"Does not validate .* Given value: ", "Expected text. Got value: "),
+            (r"(\S{100})\S+", r"\1..."),
         ):
             text = re.sub(pattern, plain, text)
         raise InputError(f"{source}: {text}") from error
@@ -174,13 +187,47 @@ def _config(parsed: Namespace) -> Config:
     return Config(**values)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError("expected lines of the form 'name: value'")
-    for key in values:
-        if key not in NAMES:
-            raise ValueError(f"unknown setting {key!r}; {_nearest(str(key))}")
+class _Lines(yaml.SafeLoader):
+    """YAML without what a list of settings does not need, and what could do harm.
+
+    Nothing is built before it is refused: aliases can unfold to more than the memory.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        a_list = isinstance(event, yaml.SequenceStartEvent) and isinstance(parent, yaml.MappingNode)
+        plain = parent is None or a_list or isinstance(event, yaml.ScalarEvent)
+        if not plain or getattr(event, "anchor", None) or getattr(event, "tag", None):
+            raise ValueError(f"{LINES}, without & * ! or nesting as near line {self.line + 1}")
+        return super().compose_node(parent, index)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The values that a file sets, each once; none is checked but for its name.
+
+    Raises:
+        ValueError, yaml.YAMLError: it is something else.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > 100_000:
+        raise ValueError("no regular file of at most 100 kB")  # a device may never end
+    loader = _Lines(path.read_text(encoding="utf-8-sig"))
+    root = loader.get_single_node()
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError(LINES)
+    values: dict[str, Any] = {}
+    for key, value in root.value:
+        name, line = key.value, key.start_mark.line + 1
+        if not isinstance(name, str):
+            raise ValueError(LINES)
+        if name not in NAMES:
+            raise ValueError(f"unknown setting {name!r}; {_nearest(name)}")
+        if name in values:  # YAML would take the last
+            raise ValueError(f"{name} is set twice, the second time in line {line}")
+        try:
+            values[name] = loader.construct_object(value, deep=True)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
     return values
 
 

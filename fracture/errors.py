@@ -26,6 +26,11 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def shown(name: object) -> str:
+    """A file name for a line of a terminal: its control characters would break or recolour it."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda odd: repr(odd[0])[1:-1], str(name))
+
+
 @contextmanager
 def exit_status() -> Iterator[None]:
     """Turn wrong input, refused files and signals into one line; a bug keeps its traceback."""
@@ -87,5 +92,5 @@ def _terminate(*_: object) -> None:
 
 
 def _say(script: str, message: str, status: int) -> int:
-    print(f"{script}: {message}", file=sys.stderr)
+    print(f"{script}: {shown(message)}", file=sys.stderr)
     return status

@@ -87,6 +87,8 @@ def _class_folders(data_root: Path) -> dict[Path, str]:
     found = {path: published.get(path.name.lower(), path.name) for path in folders(images)}
     fracatlas = {path: name for path, name in found.items() if name in CLASSES}
     if len(set(fracatlas.values())) == 2:
+        if others := ", ".join(found[path] for path in found.keys() - fracatlas.keys()):
+            print(f"{images}: not read, as no class of FracAtlas: {others}")
         return fracatlas
     if len(found) != 2:
         there = ", ".join(found.values()) or "none"

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from fracture.classifier import Classifier
 from fracture.config import Fit
+from fracture.errors import InputError, one_line
 from fracture.images import load_image, read_grey
 from fracture.metrics import Figure, figure, proportion, resample
 from fracture.model import build_backbone
@@ -66,18 +67,25 @@ def overlay(path: Path, heat: np.ndarray, longest: int | None = None) -> Image.I
 
 
 def read_boxes(data_root: Path) -> dict[str, list[Box]]:
-    """The fracture boxes of each image, by file name; none if the data set has no such file."""
+    """The fracture boxes of each image, by file name; none if the data set has no such file.
+
+    Raises:
+        InputError: it is there, and not FracAtlas' own.
+    """
     file = data_root / BOXES
     if not file.is_file():
         return {}
-    coco = json.loads(file.read_text())
-    images = {image["id"]: image for image in coco["images"]}
     boxes = defaultdict(list)
-    for annotation in coco["annotations"]:
-        image, (left, top, width, height) = images[annotation["image_id"]], annotation["bbox"]
-        w, h = image["width"], image["height"]  # of the original film, which may be larger
-        box = (left / w, top / h, (left + width) / w, (top + height) / h)
-        boxes[image["file_name"]].append(box)
+    try:
+        coco = json.loads(file.read_text())
+        images = {image["id"]: image for image in coco["images"]}
+        for annotation in coco["annotations"]:
+            image, (left, top, width, height) = images[annotation["image_id"]], annotation["bbox"]
+            w, h = image["width"], image["height"]  # of the original film, which may be larger
+            box = (left / w, top / h, (left + width) / w, (top + height) / h)
+            boxes[image["file_name"]].append(box)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: damaged ({one_line(error)}); mend or remove it") from error
     return dict(boxes)
 
 

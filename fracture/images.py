@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
+import logging
 import struct
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +24,22 @@ from fracture.errors import one_line
 # Part of the features' key: raise it with every change to what load_image or Backbone.forward give.
 PREPROCESSING_VERSION = 1
 
+# Pillow refuses twice as many: 100 megapixels, three times the largest films, take it half a GB.
+Image.MAX_IMAGE_PIXELS = 50_000_000
+
+# What is wrong with a file is said where its name stands; not, besides, by the decoders.
+warnings.filterwarnings("ignore", module=r"PIL\.|pydicom\.")
+_decoders = ctypes.CDLL(Image.core.__file__)
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+for _handler in ("TIFFSetErrorHandler", "TIFFSetErrorHandlerExt"):
+    if hasattr(_decoders, _handler):  # libtiff prints by itself
+        getattr(_decoders, _handler)(None)
+
 # What Pillow raises for a file that is not a whole image. Truncated files must fail here:
 # LOAD_TRUNCATED_IMAGES would fill them up with grey, and in FracAtlas that grey spells the label.
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
-    *(EOFError, struct.error, Image.DecompressionBombError),
+    *(EOFError, ArithmeticError, MemoryError, struct.error, Image.DecompressionBombError),
 )
 
 
@@ -89,8 +103,9 @@ def read_grey(content: bytes, at_least: int = 0) -> Image.Image:
     """Decode a radiograph upright and in 8-bit grey.
 
     Args:
-        content: a file of any kind that Pillow reads, with integer grey levels or colours. Of more
-            than 8 bits the upper 8 of those in use count: 12-bit films come in 16-bit files.
+        content: a file of any kind that Pillow reads, with one frame of integer grey levels or
+            colours. Of more than 8 bits the upper 8 of those in use count: 12-bit films come in
+            16-bit files.
         at_least: a JPEG may be decoded smaller, down to this many pixels on each side; 0 does not.
 
     Raises:
@@ -99,16 +114,21 @@ def read_grey(content: bytes, at_least: int = 0) -> Image.Image:
     if is_dicom(content):
         return read_dicom(content)
     with Image.open(io.BytesIO(content)) as image:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # a camera's JPEG, with previews behind the image
+            raise ValueError(f"{frames} frames; export the one you mean")
+        if image.format == "EPS":
+            raise ValueError("PostScript, a program that would have to be run")
         if at_least:
             image.draft("L", (at_least, at_least))  # leaves out detail while decoding
-        upright = ImageOps.exif_transpose(image)
-    if upright.mode == "F":
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F":
         raise ValueError("grey levels are fractions, of unknown range")
-    if upright.mode.startswith("I"):
-        levels = np.asarray(upright, dtype=np.int64).clip(0)
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).clip(0)
         spare = max(0, int(levels.max()).bit_length() - 8)
         return Image.fromarray((levels >> spare).astype(np.uint8))
-    return upright.convert("L")
+    return image.convert("L")
 
 
 def load_image(content: bytes, size: int, fit: Fit) -> np.ndarray:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+import yaml
 from tqdm import tqdm
 
 from fracture.errors import InputError
@@ -124,7 +125,8 @@ def read_split(split_dir: Path, *names: str) -> Split:
     """Read splits from the manifest, and check that their folders hold exactly what it says.
 
     Raises:
-        InputError: there is no split here, or a file is missing, extra or in another class.
+        InputError: there is no split of two classes here, or a file is missing, extra or in another
+            class.
     """
     all_rows, digest = read_manifest(split_dir)
     rows = sorted((row for row in all_rows if row.split in names), key=lambda row: row.place)
@@ -136,7 +138,23 @@ def read_split(split_dir: Path, *names: str) -> Split:
         raise InputError(
             f"{split_dir / odd[0]} {fault} (files that disagree: {len(odd)}); {SPLIT_ANEW}"
         )
-    return Split(split_dir, rows, sorted({row.label for row in all_rows}), digest)
+    classes = sorted({row.label for row in all_rows})
+    if len(classes) != 2:
+        raise InputError(f"{split_dir / FILE_NAME}: two classes are needed, not {classes}")
+    return Split(split_dir, rows, classes, digest)
+
+
+def source_of(split_dir: Path) -> Path:
+    """The data set that a split was made of, as its config.yaml says.
+
+    Raises:
+        InputError: that file does not say it.
+    """
+    file = split_dir / "config.yaml"
+    try:
+        return Path(yaml.safe_load(file.read_text())["data_root"])
+    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{file}: damaged; {SPLIT_ANEW}") from error
 
 
 def holds_split(folder: Path) -> bool:

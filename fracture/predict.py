@@ -14,7 +14,7 @@ from PIL import Image
 
 from fracture.classifier import Classifier
 from fracture.config import Workers
-from fracture.errors import InputError
+from fracture.errors import InputError, shown
 from fracture.features import backbone_pass
 from fracture.files import files_below, whole
 from fracture.heatmaps import heat_maps, overlay
@@ -36,8 +36,11 @@ def find_images(given: Sequence[str]) -> list[Path]:
     for name in given:
         path = Path(name)
         if path.is_dir() and name:
-            inside = sorted(files_below(path))
-            paths += [file for file in inside if file.suffix.lower() in kinds and file.is_file()]
+            inside = [file for file in sorted(files_below(path)) if not file.name.startswith(".")]
+            others = [file for file in inside if file.suffix.lower() not in kinds]
+            if others:
+                print(f"not named like images: {len(others)} files, such as {shown(others[0])}")
+            paths += [file for file in inside if file.suffix.lower() in kinds]
         elif path.is_file():
             paths.append(path)
         else:
@@ -89,7 +92,7 @@ def predict(
     print(f"{classifier.column:13}{'decision':16}file")
     for line in table:
         p = "" if line[classifier.column] is None else f"{line[classifier.column]:.4f}"
-        print(f"{p:13}{line['decision']:16}{line['file']}  {line['note']}".rstrip())
+        print(f"{p:13}{line['decision']:16}{shown(line['file'])}  {line['note']}".rstrip())
     if out:
         with whole(out) as new:
             write_table(new, table)
@@ -98,7 +101,7 @@ def predict(
         folder.mkdir(parents=True, exist_ok=True)
         heats = heat_maps(classifier, readable)
         for number, (path, heat) in enumerate(zip(readable, heats, strict=True), 1):
-            with whole(folder / f"{number:04}-{path.stem}.png") as new:
+            with whole(folder / f"{number:04}-{path.stem[:50]}.png") as new:
                 overlay(path, heat).save(new)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,8 @@ from tests import forked
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = Path(os.environ.get("FRACATLAS", ROOT.parent / "shared" / "FracAtlas"))
+
+Refusal = Callable[..., str]
 
 LITE = ("--backbone", "efficientnet-lite0")
 
@@ -129,6 +133,28 @@ def on_another_machine(
         text=True,
         timeout=120,
     )
+
+
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Iterator[Refusal]:
+    """Runs a script in this process, which has done its imports; gives the line it ends in."""
+    handlers = {sent: signal.getsignal(sent) for sent in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(name: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [str(ROOT / name), *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        line = capfd.readouterr().err
+        assert (end.value.code, line.count("\n"), line.startswith(f"{name}: ")) == (2, 1, True), (
+            line
+        )
+        assert line[:-1].isprintable()
+        return line
+
+    yield run
+    for sent, handler in handlers.items():
+        signal.signal(sent, handler)
 
 
 @pytest.fixture(scope="session")

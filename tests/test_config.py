@@ -56,7 +56,7 @@ def test_the_demo_gives_every_setting() -> None:
         ("lr: .nan", "lr", "greater than 0"),
         ("lr: -1", "lr", "greater than 0"),
         ("lr: .inf", "lr", "greater than 0"),
-        ("epochs: 0", "epochs", "1 or more"),
+        ("epochs: 0", "epochs", "1 to 1000000"),
         ("epochs: 2.5", "epochs", "int"),
         ("epochs: true", "epochs", "int"),
         ("dropout: 1", "dropout", "less than 1"),
@@ -123,4 +123,4 @@ def test_help_and_wrong_settings_answer_before_torch_is_imported(
     assert max(map(len, helped.stdout.splitlines())) <= 100
     refused = run_script(tmp_path, script, "--epochs", "0", PYTHONPATH=str(tmp_path))
     assert refused.returncode == 2
-    assert refused.stderr == f"{script}: command line: epochs is 0; allowed: 1 or more\n"
+    assert refused.stderr == f"{script}: command line: epochs is 0; allowed: 1 to 1000000\n"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from efficientnet_pytorch import utils as b_utils
 
-from fracture.checkpoint import load_checkpoint
+from fracture.checkpoint import DECISION, KINDS, load_checkpoint
 from fracture.errors import InputError
 from fracture.model import (
     Backbone,
@@ -194,12 +194,12 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path) -> 
 
 
 def test_a_cut_checkpoint_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
-    keys = ("head", "recipe", "weights", "classes", "settings", "thresholds")
-    torch.save(dict.fromkeys(keys, torch.ones(50)), tmp_path / "best.pt")
-    content = (tmp_path / "best.pt").read_bytes()
+    content: dict[str, object] = {key: kind() for key, kind in (KINDS | DECISION).items()}
+    torch.save(content | {"head": {"linear.bias": torch.ones(50)}}, tmp_path / "best.pt")
+    whole = (tmp_path / "best.pt").read_bytes()
     load_checkpoint(tmp_path / "best.pt")
-    for length in range(0, len(content), 37):
-        (tmp_path / "best.pt").write_bytes(content[:length])
+    for length in range(0, len(whole), 37):
+        (tmp_path / "best.pt").write_bytes(whole[:length])
         with pytest.raises(InputError):
             load_checkpoint(tmp_path / "best.pt")
 
