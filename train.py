@@ -99,8 +99,8 @@ def main(config: Config, resume: str | None) -> None:
     torch.manual_seed(config.seed)
     head = Head(features.width, config.dropout)
     optimizer = torch.optim.Adam(head.parameters(), lr=config.lr, fused=True)
-    if "head" in state:
-        take_up(state, head, optimizer)
+    if resume and "head" in state:
+        take_up(state, head, optimizer, find_run(resume))
     trainable = sum(parameter.numel() for parameter in head.parameters())
     assert trainable == 2 * features.width + 2  # 4,610 for B6
     print(f"head: {trainable:,} parameters, {len(train_set[1]):,} images to train on")

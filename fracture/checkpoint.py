@@ -116,20 +116,24 @@ def resumed(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def take_up(state: dict[str, Any], head: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put what last.pt holds into a head and its optimizer.
+def take_up(
+    state: dict[str, Any], head: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path
+) -> None:
+    """Put what a run's last.pt holds into a head and its optimizer.
 
     Raises:
         InputError: it is of another head.
     """
     try:
+        if not {"val_accuracy", "val_loss"} <= state["best"].keys():
+            raise ValueError("it has no best epoch")
         head.load_state_dict(state["head"])
         optimizer.load_state_dict(state["optimizer"])
         for parameter, moments in optimizer.state.items():
             if {moments[name].shape for name in ("exp_avg", "exp_avg_sq")} != {parameter.shape}:
                 raise ValueError("its optimizer is of another head")
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"last.pt: {one_line(error)}") from error
+        raise InputError(f"{folder / 'last.pt'}: {one_line(error)}") from error
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The scripts as processes of their own, that start in a tenth of a second instead of four.
 
 They are forked from one that has imported the libraries, and nothing of the project. All else is as
-in a process that a person starts; the fixture `workplace` and the tests of kills start such ones.
+in a process that a person starts; the tests of kills and of the machine start such ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ def server() -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, __file__],
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
@@ -39,14 +38,14 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """As subprocess.run(..., stdin=DEVNULL, capture_output=True, text=True), within two minutes."""
     with TemporaryDirectory() as output:
+        os.mkfifo(f"{output}/status")
         request = json.dumps([str(cwd), [str(script), *arguments], env, output])
-        pipes = server()
-        assert pipes.stdin
-        assert pipes.stdout
-        pipes.stdin.write(request.encode() + b"\n")
-        pipes.stdin.flush()
-        status = int(pipes.stdout.readline())
-        said = [(Path(output) / name).read_text() for name in ("1", "2")]
+        pipe = server().stdin
+        assert pipe
+        pipe.write(request.encode() + b"\n")
+        pipe.flush()
+        status = int(Path(output, "status").read_text())  # waits for it
+        said = [Path(output, name).read_text() for name in ("stdout", "stderr")]
     return subprocess.CompletedProcess([str(script), *arguments], status, *said)
 
 
@@ -54,16 +53,18 @@ def serve() -> None:
     for name in LIBRARIES:
         import_module(name)
     while request := sys.stdin.readline():
-        if child := os.fork():
-            status = os.waitpid(child, 0)[1]
-            print(os.waitstatus_to_exitcode(status), flush=True)
-            continue
-        signal.alarm(120)
+        if os.fork():
+            continue  # with the next one, while a child waits for this one's end
         cwd, argv, env, output = json.loads(request)
+        if script := os.fork():
+            status = os.waitstatus_to_exitcode(os.waitpid(script, 0)[1])
+            Path(output, "status").write_text(str(status))
+            os._exit(0)
+        signal.alarm(120)
         os.chdir(cwd)
         os.environ.clear()
         os.environ.update(env)
-        for number, file in enumerate((os.devnull, f"{output}/1", f"{output}/2")):
+        for number, file in enumerate((os.devnull, f"{output}/stdout", f"{output}/stderr")):
             os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
         sys.argv, sys.path[0] = argv, str(Path(argv[0]).parent)
         runpy.run_path(argv[0], run_name="__main__")

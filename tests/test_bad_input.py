@@ -6,7 +6,6 @@ Bad settings are in test_bad_settings.py, bad splits and checkpoints in test_bad
 from __future__ import annotations
 
 import csv
-import os
 import shutil
 import time
 import zipfile
@@ -27,9 +26,7 @@ from fracture.images import inspect
 from fracture.manifest import read_manifest, read_split
 from fracture.predict import find_images
 from tests.bad_images import bad_images, png_header, saved
-from tests.conftest import LITE, REAL, Refusal, run_script
-
-KILLS = int(os.environ.get("KILLS", 1))  # times as many images
+from tests.conftest import LITE, REAL, REPEATS, Refusal, run_script
 
 Count = Callable[[str, object], None]
 
@@ -41,7 +38,7 @@ def read(drawn: Path, workplace: Path, tmp_path_factory: pytest.TempPathFactory)
     films = sorted(drawn.glob("images/Fractured/*"))[:4]
     if (REAL / "images").is_dir():
         films += sorted(REAL.glob("images/Fractured/*"))[100:102]
-    made = bad_images(films, count=250 * KILLS, seed=KILLS)
+    made = bad_images(films, count=250 * min(REPEATS, 4), seed=REPEATS)
     shutil.copytree(drawn / "images", place / "films")
     for item in made:
         (place / "films" / "Fractured" / item.name).write_bytes(item.content)

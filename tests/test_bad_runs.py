@@ -164,6 +164,7 @@ def test_a_tested_run_needs_its_history_its_split_and_both_classes(
         (split / "config.yaml").unlink()  # a hard link
         (split / "config.yaml").write_text(text)
         assert said in refusal("infer.py", *RUN)
+    (place / "runs/bad/test").mkdir()
     (place / "runs/bad/test/metrics.json").write_text("{")
     assert "runs/bad/test: damaged" in refusal("infer.py", "--compare", "bad", "bad")
     content = torch.load(place / "runs/bad/best.pt", weights_only=True)
@@ -176,8 +177,9 @@ def test_a_tested_run_needs_its_history_its_split_and_both_classes(
 
 
 def rewrite(split: Path, rows: list[Row]) -> None:
-    (split / "manifest.csv").unlink()  # a hard link
-    write_manifest(split / "manifest.csv", rows)
+    for name in ("manifest.csv", "manifest.csv.sha256"):
+        (split / name).unlink()  # a hard link
+    write_manifest(split, rows)
 
 
 def test_no_wrong_manifest_is_trained_on(place: Path, refusal: Refusal) -> None:

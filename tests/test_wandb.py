@@ -19,14 +19,14 @@ import torch
 import yaml
 
 from fracture.checkpoint import load_checkpoint
+from fracture.config import portable
 from fracture.tracking import SETTINGS
-from tests.conftest import LITE, ROOT, run_script
+from tests.conftest import LITE, REPEATS, ROOT, run_script
 from tests.wandb_server import KEY, Fault, Server, serving
 
-SOAK = int(os.environ.get("KILLS", 1)) > 1
 FAULTS: list[tuple[Fault, int]] = (  # what the server does, and after how many requests
     [*product(get_args(Fault), range(10))]
-    if SOAK
+    if REPEATS > 1
     else [("error 500", 0), ("hang", 0), ("refuse", 0), ("die", 3), ("refuse", 4)]
 )
 
@@ -144,7 +144,7 @@ def test_an_online_run_arrives_whole(online: Outcome) -> None:
     assert (run.name, run.project) == ("online", "fracatlas")
     logged = {name: held["value"] for name, held in run.config.items() if name != "_wandb"}
     settings = yaml.safe_load((online.folder / "config.yaml").read_text())
-    assert logged == settings | {"tested": "online"}
+    assert logged == portable(settings) | {"tested": "online"}
     best = load_checkpoint(online.folder / "best.pt")["best"]
     assert {name: run.summary[f"best_{name}"] for name in best} == best
     assert online.server.keys == {KEY}
