@@ -1,6 +1,6 @@
 # make demo    the whole job on drawn radiographs: environment, data, split, training, test
 # make test    environment, ruff, mypy, pytest
-# make soak    the tests of faults, many times over: some ten minutes
+# make soak    all tests, the slow ones too, and those of faults many times over
 
 # Where this is set, Python compiles torch anew in every process: 13 s of import instead of 3 s.
 unexport PYTHONDONTWRITEBYTECODE
@@ -23,7 +23,7 @@ test: .venv/ready
 	$(RUN) -m pytest
 
 soak: .venv/ready
-	KILLS=20 $(RUN) -m pytest tests/test_faults.py
+	KILLS=20 $(RUN) -m pytest
 
 # uv installs in under a minute what takes pip several.
 .venv/ready: requirements.txt requirements-dev.txt

@@ -177,9 +177,12 @@ def b6_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def workplace(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the drawn data was split, a run trained with defaults, and tested."""
+    """A folder in which the drawn data was split, a run trained with defaults, and tested.
+
+    Each file of tests has a copy of its own.
+    """
 
     def work(folder: Path) -> None:
         for name, *arguments in (

@@ -6,12 +6,16 @@ in a process that a person starts; the tests of kills and of the machine start s
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import runpy
 import signal
 import subprocess
 import sys
+import threading
+import traceback
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -52,6 +56,7 @@ def run(
 def serve() -> None:
     for name in LIBRARIES:
         import_module(name)
+    gc.freeze()  # or each child would copy all of it, looking for garbage
     while request := sys.stdin.readline():
         if os.fork():
             continue  # with the next one, while a child waits for this one's end
@@ -67,8 +72,25 @@ def serve() -> None:
         for number, file in enumerate((os.devnull, f"{output}/stdout", f"{output}/stderr")):
             os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
         sys.argv, sys.path[0] = argv, str(Path(argv[0]).parent)
-        runpy.run_path(argv[0], run_name="__main__")
-        return
+        os._exit(become(argv[0]))
+    os._exit(0)
+
+
+def become(script: str) -> int:
+    """Run a script, and end it but for the last second: the taking apart of all libraries."""
+    status = 0
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
 
 
 if __name__ == "__main__":

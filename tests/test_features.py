@@ -19,6 +19,7 @@ from fracture.images import PREPROCESSING_VERSION, inspect, load_image
 from fracture.manifest import Row, Split, read_split
 from fracture.model import Backbone, Head, build_backbone, feature_width, find_weights
 from split_dataset import assign_splits, read_rows, write_splits
+from tests.conftest import soak
 from train import shuffled, train_epoch
 
 CPU = torch.device("cpu")
@@ -106,7 +107,7 @@ def test_copies_pass_the_backbone_once(split: Split, tmp_path: Path, passed: lis
     [
         {"image_size": 96},
         {"fit": "letterbox"},
-        {"precision": "bfloat16"},
+        pytest.param({"precision": "bfloat16"}, marks=soak),
         {"weights": find_weights(LITE, "none", 0)},
         {"weights": dataclasses.replace(RECIPE.weights, source="advprop")},
         {"backbone": "efficientnet-b0", "weights": find_weights("efficientnet-b0", "none", 0)},

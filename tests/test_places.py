@@ -17,6 +17,7 @@ from tests.test_machine import QUIET, READ_ONLY, TRAIN, check_results, files_in,
 __all__ = ["place"]
 
 
+@soak
 def test_what_is_only_read_may_be_read_only_and_lie_on_other_file_systems(
     place: Path, drawn: Path
 ) -> None:
@@ -34,6 +35,7 @@ def test_what_is_only_read_may_be_read_only_and_lie_on_other_file_systems(
     assert files_in(place / "drawn") == files_in(drawn)
 
 
+@soak
 def test_without_a_home_everything_runs(place: Path) -> None:
     """As in a container, under a number that no user has: wandb's client would refuse to start."""
     python = ["unshare", "--user", "--map-user=54321", sys.executable]

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from tests.conftest import LITE, ROOT, run_script
+from tests.conftest import LITE, ROOT, run_script, soak
 
 # One thread a process, as run_script has it: with more, sums may be taken in another order.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
@@ -60,6 +60,7 @@ def test_two_processes_make_the_cache_and_the_head_of_one(workplace: Path) -> No
     assert ", 1 not in cache-together" in said
 
 
+@soak
 def test_a_process_that_dies_ends_the_job_and_what_is_finished_is_kept(workplace: Path) -> None:
     cache = "cache-died"
     arguments = ("--image_size", "256", "--cache_dir", cache, "--epochs", "1")
