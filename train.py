@@ -187,9 +187,15 @@ def train_epoch(model: nn.Module, batches: Batches, optimizer: torch.optim.Optim
 
 
 def validate(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Mean cross-entropy and accuracy, as `val_loss` and `val_accuracy`."""
+    """Mean cross-entropy and accuracy, as `val_loss` and `val_accuracy`.
+
+    Raises:
+        InputError: the loss is not finite.
+    """
     correct = int((logits.argmax(1) == labels).sum())
     loss = cross_entropy(logits, labels).item()
+    if not math.isfinite(loss):
+        raise InputError(f"the validation loss is {loss}; try a smaller lr")
     return {"val_loss": loss, "val_accuracy": correct / len(labels)}
 
 
