@@ -43,13 +43,14 @@ from jsonargparse import Namespace
 from PIL import Image
 
 from fracture.cache import StoredFeatures
-from fracture.checkpoint import find_run, load_checkpoint, read_history, run_settings
+from fracture.checkpoint import find_run, load_checkpoint, run_settings
 from fracture.classifier import Classifier, restore
 from fracture.compare import compare_runs, pool_runs
 from fracture.evaluation import evaluate_test
 from fracture.features import cached_features, pick_device
 from fracture.files import scratch, swap
 from fracture.heatmaps import heat_maps, localisation, overlay, read_boxes
+from fracture.history import read_history
 from fracture.manifest import FILE_NAME, Row, Split, read_manifest, read_split, source_of
 from fracture.predict import find_images, predict
 from fracture.report import as_text, draw_plots, print_table, write_report

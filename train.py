@@ -36,10 +36,8 @@ from torch.nn.functional import cross_entropy
 
 from fracture.cache import BLOCK, StoredFeatures
 from fracture.checkpoint import (
-    append_history,
     begin_run,
     check_name,
-    cut_history,
     find_run,
     held,
     resumed,
@@ -48,6 +46,7 @@ from fracture.checkpoint import (
     take_up,
 )
 from fracture.features import Recipe, cached_features, pick_device
+from fracture.history import append_history, cut_history
 from fracture.manifest import Row, Split, read_split
 from fracture.metrics import calibrated, choose_thresholds, fit_temperature
 from fracture.model import Head, class_margin, find_weights, head_logits
@@ -80,7 +79,8 @@ def main(config: Config, resume: str | None) -> None:
         "positive_class": config.positive_class,
         "manifest_sha256": split.sha256,
     }
-    state = resumed(find_run(resume), identity) if resume else {}
+    run = find_run(resume) if resume else None
+    state = resumed(run, identity) if run else {}
 
     features, rows, unreadable = cached_features(
         split, recipe, Path(config.cache_dir), config.workers, device
@@ -91,7 +91,7 @@ def main(config: Config, resume: str | None) -> None:
         print(f"set aside, unreadable: {shown(row.image)}: {reason}")
     identity["set_aside"] = sorted(row.image for row in unreadable)
     if state.get("set_aside", identity["set_aside"]) != identity["set_aside"]:
-        raise InputError(f"{find_run(resume)}: other images could be read when the run began")
+        raise InputError(f"{run}: other images could be read when the run began")
     train_set, (val_features, val_labels) = labelled(split, features, rows)
 
     # The head trains on one core: its steps are small, and a run repeats bit for bit.
@@ -99,13 +99,13 @@ def main(config: Config, resume: str | None) -> None:
     torch.manual_seed(config.seed)
     head = Head(features.width, config.dropout)
     optimizer = torch.optim.Adam(head.parameters(), lr=config.lr, fused=True)
-    if resume and "head" in state:
-        take_up(state, head, optimizer, find_run(resume))
+    if run and "head" in state:
+        take_up(state, head, optimizer, run)
     trainable = sum(parameter.numel() for parameter in head.parameters())
     assert trainable == 2 * features.width + 2  # 4,610 for B6
     print(f"head: {trainable:,} parameters, {len(train_set[1]):,} images to train on")
 
-    folder = find_run(resume) if resume else begin_run(config.run, settings)
+    folder = run or begin_run(config.run, settings)
     print(f"run in {folder}\nif it is cut short: python train.py --resume {folder.name}")
     best = state.get("best", {})
     with held(folder), tracking(wandb_mode, config.wandb_project, folder, passed_on) as tracker:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import math
 import os
 import tempfile
 import time
@@ -101,7 +99,10 @@ def resumed(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
         InputError: the settings, the split or the weights are others than those of the run.
     """
     if (folder / "last.pt").is_file():
-        state = load_checkpoint(folder / "last.pt")
+        try:
+            state = load_checkpoint(folder / "last.pt")
+        except InputError as error:
+            raise InputError(f"{error}; remove it, and the epochs begin anew") from error
     else:
         state = {"settings": portable(run_settings(folder))}
     for key in (key for key in identity if key in state):
@@ -146,44 +147,6 @@ def held(folder: Path) -> Iterator[None]:
     with (folder / "config.yaml").open("r+") as file:
         lock(file, f"{folder}: another process is training this run")
         yield
-
-
-def cut_history(folder: Path, epochs: int) -> None:
-    """Keep the first lines of history.jsonl: what a run wrote after its last.pt comes again."""
-    history = folder / "history.jsonl"
-    text = history.read_text(errors="replace") if history.is_file() else ""
-    with whole(history) as new:
-        new.write_text("".join(text.splitlines(keepends=True)[:epochs]))
-
-
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The epochs' lines of history.jsonl.
-
-    Raises:
-        InputError: a line is none of train.py's.
-    """
-    history, needed = folder / "history.jsonl", ("epoch", "train_loss", "val_loss", "val_accuracy")
-    epochs: list[dict[str, Any]] = []
-    for number, line in enumerate(history.read_text(errors="replace").splitlines(), 1):
-        try:
-            epochs.append(json.loads(line))
-            good = all(math.isfinite(epochs[-1][name]) for name in needed)
-        except (LookupError, TypeError, ValueError):
-            good = False
-        if not good:
-            raise InputError(f"{history}: line {number} is no epoch's; train again")
-    if not any(epoch.get("best") for epoch in epochs):
-        raise InputError(f"{history}: no epoch is the best; train again")
-    return epochs
-
-
-def append_history(folder: Path, figures: dict[str, Any]) -> None:
-    """Add an epoch's line to history.jsonl; it is on disk before last.pt says that it is."""
-    history = folder / "history.jsonl"
-    with named(history), history.open("a") as file:
-        file.write(json.dumps(figures) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def find_run(name: str | None) -> Path:
