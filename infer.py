@@ -14,7 +14,7 @@ config.yaml is another. Test images choose nothing.
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -51,8 +51,16 @@ from fracture.features import cached_features, pick_device
 from fracture.files import scratch, swap
 from fracture.heatmaps import heat_maps, localisation, overlay, read_boxes
 from fracture.history import read_history
-from fracture.manifest import FILE_NAME, Row, Split, read_manifest, read_split, source_of
-from fracture.predict import find_images, predict
+from fracture.manifest import (
+    FILE_NAME,
+    Row,
+    Split,
+    check_unchanged,
+    read_manifest,
+    read_split,
+    source_of,
+)
+from fracture.predict import find_images, predict, write_predictions
 from fracture.report import as_text, draw_plots, print_table, write_report
 from fracture.team import rank
 from fracture.tracking import log_results, pick_mode
@@ -109,7 +117,7 @@ def main(config: Config, arguments: Namespace) -> None:
         write_predictions(new / "predictions.csv", classifier, rows, p, unreadable)
         settings = checkpoint["settings"]
         results = evaluate(classifier, split, features, rows, history, settings, origin, new)
-        swap(new, output)
+        swap(new, output, replace=True)
     print_figures(results)
     if unreadable:
         print(f"\nleft out as unreadable: {len(unreadable)}, named in predictions.csv")
@@ -149,6 +157,8 @@ def evaluate(
     films, results["localisation"] = look(classifier, split, rows, classifier.p_positive(features))
     drawn = draw_plots(results, classifier, margin, rows, history)
     write_report(output, results, drawn, films, all_rows, settings)
+    predictions = (output / "predictions.csv").read_bytes()
+    results["predictions_sha256"] = hashlib.sha256(predictions).hexdigest()
     (output / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
     return results
 
@@ -196,6 +206,8 @@ def look(
     boxes = read_boxes(source.with_suffix("") if source.suffix == ".zip" else source)
     boxed = [i for i in np.flatnonzero(positive).tolist() if Path(rows[i].image).name in boxes]
     wanted = sorted({*boxed, *(i for some in worst.values() for i in some)})
+    for i in wanted:
+        check_unchanged(split.folder, rows[i])
     paths = {i: split.folder / rows[i].place for i in wanted}
     heats = dict(zip(wanted, heat_maps(classifier, [*paths.values()]), strict=True))
     films = {
@@ -204,23 +216,6 @@ def look(
     }
     scored = {paths[i].name: heats[i] for i in boxed}
     return films, localisation(scored, boxes) if scored else None
-
-
-def write_predictions(
-    path: Path,
-    classifier: Classifier,
-    rows: Sequence[Row],
-    p_positive: np.ndarray,
-    unreadable: dict[Row, str],
-) -> None:
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image", "group", "label", classifier.column, "predicted", "note"])
-        for row, p in zip(rows, p_positive, strict=True):
-            decision = classifier.decide(p, "protocol")
-            writer.writerow([row.image, row.group, row.label, f"{p:.8f}", decision, ""])
-        for row, reason in unreadable.items():
-            writer.writerow([row.image, row.group, row.label, "", "", f"unreadable: {reason}"])
 
 
 def print_figures(results: dict[str, Any]) -> None:

@@ -80,7 +80,9 @@ def main(config: Config, force: bool, check: bool) -> None:
         for split, label in product(SPLITS, classes):
             if (split, label) not in held:
                 raise InputError(f"{data_root}: too few images: {split} would have no {label}")
-    write_splits(splits, data_root, split_dir, yaml.safe_dump(asdict(config), sort_keys=False))
+    write_splits(
+        splits, data_root, split_dir, yaml.safe_dump(asdict(config), sort_keys=False), force
+    )
     print_flow(splits, config.positive_class)
     print(f"\nsplit in {split_dir}, every file's fate in {FILE_NAME} there")
     print(f"next: python train.py --split_dir {split_dir / next(iter(splits))}")
@@ -141,15 +143,23 @@ def assign_splits(
 
 
 def write_splits(
-    splits: Mapping[str, Sequence[Row]], data_root: Path, split_dir: Path, settings: str
+    splits: Mapping[str, Sequence[Row]],
+    data_root: Path,
+    split_dir: Path,
+    settings: str,
+    replace: bool = False,
 ) -> None:
     """Build the folders beside `split_dir` and rename them into place: never a half split.
 
     Args:
         splits: the rows of each split, by its folder in `split_dir`.
         data_root: where the files are.
-        split_dir: replaced if it exists.
+        split_dir: where the splits go.
         settings: YAML that says how the split was made, kept beside each manifest.
+        replace: what is there may go.
+
+    Raises:
+        InputError: something is there, and may not go.
     """
     with scratch(split_dir) as new:
         for name, rows in tqdm(splits.items(), "linking", unit=" splits", disable=None):
@@ -160,7 +170,7 @@ def write_splits(
                     link_or_copy((data_root / row.image).resolve(), target)
             write_manifest(new / name, rows)
             (new / name / "config.yaml").write_text(settings)
-        swap(new, split_dir)
+        swap(new, split_dir, replace)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -30,7 +30,6 @@ if __name__ == "__main__":
         CONFIG, ARGUMENTS = parse_settings(PARSER)
 
 import torch
-import wandb
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -39,7 +38,7 @@ from fracture.checkpoint import (
     begin_run,
     check_name,
     find_run,
-    held,
+    hold,
     resumed,
     save_checkpoint,
     set_latest,
@@ -51,7 +50,7 @@ from fracture.manifest import Row, Split, read_split
 from fracture.metrics import calibrated, choose_thresholds, fit_temperature
 from fracture.model import Head, class_margin, find_weights, head_logits
 from fracture.team import rank
-from fracture.tracking import pick_mode, tracking
+from fracture.tracking import Tracker, pick_mode, tracking
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
@@ -61,7 +60,7 @@ def main(config: Config, resume: str | None) -> None:
     split = read_split(Path(config.split_dir), "train", "val")
     if config.positive_class not in split.classes:
         raise InputError(f"positive_class is {config.positive_class!r}; allowed: {split.classes}")
-    if not resume:
+    if resume is None:
         check_name(config.run)
     device, precision = pick_device(config.device, config.precision)
     wandb_mode = pick_mode(config.wandb_mode)
@@ -79,7 +78,9 @@ def main(config: Config, resume: str | None) -> None:
         "positive_class": config.positive_class,
         "manifest_sha256": split.sha256,
     }
-    run = find_run(resume) if resume else None
+    run = None if resume is None else find_run(resume)
+    # Held before it is read: what another process may still write must not be gone on from.
+    held = hold(run) if run and rank() == 0 else None
     state = resumed(run, identity) if run else {}
 
     features, rows, unreadable = cached_features(
@@ -106,10 +107,11 @@ def main(config: Config, resume: str | None) -> None:
     print(f"head: {trainable:,} parameters, {len(train_set[1]):,} images to train on")
 
     folder = run or begin_run(config.run, settings)
+    held = held or hold(folder)
     print(f"run in {folder}\nif it is cut short: python train.py --resume {folder.name}")
     best = state.get("best", {})
-    with held(folder), tracking(wandb_mode, config.wandb_project, folder, passed_on) as tracker:
-        cut_history(folder, state.get("epoch", 0))
+    cut_history(folder, state.get("epoch", 0))
+    with held, tracking(wandb_mode, config.wandb_project, folder, passed_on) as tracker:
         print(f"\n{'epoch':>5}{'train loss':>12}{'val loss':>10}{'val accuracy':>14}")
         for epoch in range(state.get("epoch", 0) + 1, config.epochs + 1):
             # Seeded anew, so that epoch 7's order and dropout do not depend on how 1 to 6 were run.
@@ -128,7 +130,7 @@ def main(config: Config, resume: str | None) -> None:
             # Last: what it says is reached is on disk by now, and a resumed run goes on from there.
             save_checkpoint(folder / "last.pt", reached | {"optimizer": optimizer.state_dict()})
             log_epoch(figures, is_best, tracker)
-        tracker.summary.update({f"best_{name}": value for name, value in best.items()})
+        tracker.summarise({f"best_{name}": value for name, value in best.items()})
     set_latest(folder)
     accuracy, loss = best["val_accuracy"], best["val_loss"]
     print(f"\nbest epoch {best['epoch']}: validation accuracy {accuracy:.4f}, loss {loss:.4f}")
@@ -214,7 +216,7 @@ def merit(figures: dict[str, float], select_by: SelectBy) -> tuple[float, float]
     return (accuracy, -loss) if select_by == "val_accuracy" else (-loss, accuracy)
 
 
-def log_epoch(figures: dict[str, float], is_best: bool, tracker: wandb.Run) -> None:
+def log_epoch(figures: dict[str, float], is_best: bool, tracker: Tracker) -> None:
     """To the terminal and to wandb, once it is saved."""
     epoch, train_loss, val_loss, val_accuracy = figures.values()
     mark = "  best" if is_best else ""
@@ -224,4 +226,4 @@ def log_epoch(figures: dict[str, float], is_best: bool, tracker: wandb.Run) -> N
 
 if __name__ == "__main__":
     with exit_status():
-        main(CONFIG, ARGUMENTS.resume and Path(ARGUMENTS.resume).name)
+        main(CONFIG, ARGUMENTS.resume)

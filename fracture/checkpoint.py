@@ -7,11 +7,9 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zipfile import ZipFile, is_zipfile
 
 import torch
@@ -83,7 +81,7 @@ def run_settings(folder: Path) -> dict[str, Any]:
         settings = read_settings(path)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: {one_line(error)}") from error
-    if not {*PLACES, "weights"} <= settings.keys():
+    if not all(isinstance(settings.get(name), str) for name in (*PLACES, "weights")):
         raise InputError(f"{path}: not the settings of a run")
     return settings
 
@@ -137,16 +135,15 @@ def take_up(
         raise InputError(f"{folder / 'last.pt'}: {one_line(error)}") from error
 
 
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keep a run to this process: two of them would write the same files.
+def hold(folder: Path) -> IO:
+    """Keep a run to this process until the result is closed: two would write the same files.
 
     Raises:
         InputError: another process trains it.
     """
-    with (folder / "config.yaml").open("r+") as file:
-        lock(file, f"{folder}: another process is training this run")
-        yield
+    file = (folder / "config.yaml").open("r+")
+    lock(file, f"{folder}: another process is training this run")
+    return file
 
 
 def find_run(name: str | None) -> Path:
@@ -155,7 +152,7 @@ def find_run(name: str | None) -> Path:
     Raises:
         InputError: there is no such run.
     """
-    folder = RUNS / (RUNS / (name or "latest")).resolve().name
+    folder = RUNS / (RUNS / ("latest" if name is None else Path(name).name)).resolve().name
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run here; train one first: python train.py")
     return folder
@@ -164,6 +161,7 @@ def find_run(name: str | None) -> Path:
 def set_latest(folder: Path) -> None:
     """Point runs/latest to a run, in one step, so that it always points somewhere."""
     link = RUNS / f".latest-{os.getpid()}"
+    link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
     link.replace(RUNS / "latest")
 

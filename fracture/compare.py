@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,11 @@ def read_tested(run: Path) -> tuple[Table, dict[str, Any]]:
     try:
         metrics = json.loads((folder / "metrics.json").read_text())
         column = p_column(metrics["positive_class"])
+        predictions = (folder / "predictions.csv").read_bytes()
+        if hashlib.sha256(predictions).hexdigest() != metrics["predictions_sha256"]:
+            raise ValueError("predictions.csv has changed")
+        if not {*TITLES, "manifest_sha256"} <= metrics.keys():
+            raise ValueError("metrics.json lacks figures")
         with (folder / "predictions.csv").open(encoding="utf-8", errors="surrogateescape") as file:
             table = {
                 line["image"]: (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 import shutil
 from pathlib import Path, PurePosixPath
 from urllib.parse import urljoin
@@ -11,7 +10,7 @@ from zipfile import ZipFile
 
 from tqdm import tqdm
 
-from fracture.config import SAFE_ADDRESS
+from fracture.config import is_safe
 from fracture.errors import InputError, one_line
 from fracture.files import scratch
 
@@ -58,7 +57,7 @@ def download(url: str, md5: str, archive: Path) -> None:
 
     def guard(response: Response, **_: object) -> None:
         target = urljoin(response.url, response.headers.get("Location", ""))
-        if not re.match(SAFE_ADDRESS, target):
+        if not is_safe(target):
             raise RequestException(f"it leads to {target}, which is not https://")
 
     print(f"downloading {url}")

@@ -59,7 +59,7 @@ def exit_status() -> Iterator[None]:
     except OSError as error:  # no permission, disk full, a file where a folder should be
         where = error.filename2 or error.filename or "writing"
         advice = "; make room and run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        sys.exit(_say(script, f"{where}: {error.strerror}{advice}", 2))
+        sys.exit(_say(script, f"{where}: {error.strerror or one_line(error)}{advice}", 2))
     except (RuntimeError, MemoryError) as error:
         if not (fault := _machine_fault(error)):
             raise

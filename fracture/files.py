@@ -63,29 +63,58 @@ def scratch(target: Path) -> Iterator[Path]:
     with named(target), (place / "lock").open("w") as file:
         lock(file, f"{target}: another process is making it; wait for that one")
         try:
-            shutil.rmtree(place / "work", ignore_errors=True)
+            if not target.exists() and (place / "old").exists():  # killed in the midst of `swap`
+                (place / "old").rename(target)
+            _clear(place)
             (place / "work").mkdir()
             yield place / "work"
         finally:
-            shutil.rmtree(place, ignore_errors=True)  # the next one may have begun in it
+            _clear(place)
+            shutil.rmtree(place, ignore_errors=True)  # last: it holds the lock
 
 
-def swap(new: Path, target: Path) -> None:
-    """Give a finished folder in `scratch` its name, in place of an older one."""
-    if target.exists():
-        target.rename(new.with_name("old"))
-    new.rename(target)
+def _clear(place: Path) -> None:
+    for name in ("old", "work"):
+        shutil.rmtree(place / name, ignore_errors=True)
+
+
+def swap(new: Path, target: Path, replace: bool) -> None:
+    """Give a finished folder in `scratch` its name.
+
+    Args:
+        new: the folder.
+        target: its name.
+        replace: an older one of that name may go.
+
+    Raises:
+        InputError: there is one, and it may not.
+    """
+    old = new.with_name("old")
+    if target.exists() and not replace:
+        raise InputError(f"{target} has come into being meanwhile, and is not replaced")
+    try:
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+    finally:
+        if not target.exists() and old.exists():
+            old.rename(target)
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Where to write a file that is never half there: the old one stays until it is on disk."""
+    """Where to write a file that is never half there: the old one stays until it is on disk.
+
+    Raises:
+        InputError: another process is writing it.
+    """
     new = path.with_name(f".new-{path.name}")
-    try:
-        with named(path):
+    with named(path), new.open("a") as file:
+        lock(file, f"{path}: another process is writing it")
+        try:
             yield new
-            with new.open("rb") as file:
-                os.fsync(file.fileno())
+            with new.open("rb") as written:
+                os.fsync(written.fileno())
             new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+        finally:
+            new.unlink(missing_ok=True)

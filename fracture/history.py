@@ -13,32 +13,21 @@ from fracture.files import named, whole
 
 
 def cut_history(folder: Path, epochs: int) -> None:
-    """Keep the first lines of history.jsonl: what a run wrote after its last.pt comes again."""
-    history = folder / "history.jsonl"
-    text = history.read_text(errors="replace") if history.is_file() else ""
-    with whole(history) as new:
-        new.write_text("".join(text.splitlines(keepends=True)[:epochs]))
-
-
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The epochs' lines of history.jsonl.
+    """Keep the first epochs' lines: what a run wrote after its last.pt comes again.
 
     Raises:
-        InputError: a line is none of train.py's.
+        InputError: they are not all there.
     """
-    history, needed = folder / "history.jsonl", ("epoch", "train_loss", "val_loss", "val_accuracy")
-    epochs: list[dict[str, Any]] = []
-    for number, line in enumerate(history.read_text(errors="replace").splitlines(), 1):
-        try:
-            epochs.append(json.loads(line))
-            good = all(math.isfinite(epochs[-1][name]) for name in needed)
-        except (LookupError, TypeError, ValueError):
-            good = False
-        if not good:
-            raise InputError(f"{history}: line {number} is no epoch's; train again")
-    if not any(epoch.get("best") for epoch in epochs):
-        raise InputError(f"{history}: no epoch is the best; train again")
-    return epochs
+    history = folder / "history.jsonl"
+    text = history.read_text(errors="replace") if history.is_file() else ""
+    lines = text.splitlines(keepends=True)[:epochs]
+    if len(lines) < epochs or not all(_epoch(line) for line in lines):
+        raise InputError(
+            f"{history}: lacks some of the {epochs} epochs that last.pt has reached; remove "
+            "last.pt, and they begin anew"
+        )
+    with whole(history) as new:
+        new.write_text("".join(lines))
 
 
 def append_history(folder: Path, figures: dict[str, Any]) -> None:
@@ -48,3 +37,29 @@ def append_history(folder: Path, figures: dict[str, Any]) -> None:
         file.write(json.dumps(figures) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The epochs' lines.
+
+    Raises:
+        InputError: a line is none of train.py's.
+    """
+    history = folder / "history.jsonl"
+    epochs = []
+    for number, line in enumerate(history.read_text(errors="replace").splitlines(), 1):
+        if not (epoch := _epoch(line)):
+            raise InputError(f"{history}: line {number} is no epoch's; train again")
+        epochs.append(epoch)
+    if not any(epoch.get("best") for epoch in epochs):
+        raise InputError(f"{history}: no epoch is the best; train again")
+    return epochs
+
+
+def _epoch(line: str) -> dict[str, Any] | None:
+    try:
+        epoch = json.loads(line)
+        figures = [epoch[name] for name in ("epoch", "train_loss", "val_loss", "val_accuracy")]
+        return epoch if all(map(math.isfinite, figures)) else None
+    except (LookupError, TypeError, ValueError):
+        return None

@@ -62,10 +62,8 @@ def inspect(path: Path) -> Finding:
     digest = ""
     if path.name.startswith("."):
         return Finding(fault="hidden file")
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        return Finding(fault="no regular file")
     try:
-        content = path.read_bytes()
+        content = read_file(path)
         digest = hashlib.sha256(content).hexdigest()
         grey = read_grey(content)
     except UNREADABLE as error:
@@ -73,6 +71,17 @@ def inspect(path: Path) -> Finding:
     pixels = hashlib.sha256(f"{grey.size}".encode() + grey.tobytes()).hexdigest()
     thumbnail = grey.resize((96, 96), Image.Resampling.BOX, box=content_box(grey))
     return Finding(digest, pixels, thumbnail=np.array(thumbnail))
+
+
+def read_file(path: Path) -> bytes:
+    """The file's bytes; a pipe would have us wait for ever.
+
+    Raises:
+        UNREADABLE: it is something else than a file, or cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("no regular file")
+    return path.read_bytes()
 
 
 def content_box(grey: Image.Image) -> tuple[int, int, int, int]:
@@ -169,7 +178,7 @@ class ImageFiles(Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor, str]:
         try:
-            content = self.paths[index].read_bytes()
+            content = read_file(self.paths[index])
             if self.digests and hashlib.sha256(content).hexdigest() != self.digests[index]:
                 raise ValueError("changed since the split was made")
             return index, torch.from_numpy(load_image(content, self.size, self.fit)), ""

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
+from fracture.config import read_settings
 from fracture.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -152,7 +153,7 @@ def source_of(split_dir: Path) -> Path:
     """
     file = split_dir / "config.yaml"
     try:
-        return Path(yaml.safe_load(file.read_text())["data_root"])
+        return Path(read_settings(file)["data_root"])
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{file}: damaged; {SPLIT_ANEW}") from error
 
@@ -192,6 +193,17 @@ def check_splits(split_dir: Path) -> None:
         raise InputError(f"{split_dir}: the folds do not test each image once; {SPLIT_ANEW}")
 
 
+def check_unchanged(split_dir: Path, row: Row) -> None:
+    """Verify a file of a split.
+
+    Raises:
+        InputError: it has other bytes than when the split was made.
+    """
+    content = (split_dir / row.place).read_bytes()
+    if hashlib.sha256(content).hexdigest() != row.sha256:
+        raise InputError(f"{split_dir / row.place} has changed; {SPLIT_ANEW}")
+
+
 def check_split(split_dir: Path) -> None:
     """Verify that a split's files are those of its manifest, and that no group straddles it.
 
@@ -200,9 +212,7 @@ def check_split(split_dir: Path) -> None:
     """
     rows = read_split(split_dir, *SPLITS).rows
     for row in tqdm(rows, "checking", disable=None):
-        content = (split_dir / row.place).read_bytes()
-        if hashlib.sha256(content).hexdigest() != row.sha256:
-            raise InputError(f"{split_dir / row.place} has changed; {SPLIT_ANEW}")
+        check_unchanged(split_dir, row)
     home: dict[str, str] = {}
     for row in rows:
         for name in (row.group, row.sha256):

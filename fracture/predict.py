@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -18,6 +20,7 @@ from fracture.errors import InputError, shown
 from fracture.features import backbone_pass
 from fracture.files import files_below, whole
 from fracture.heatmaps import heat_maps, overlay
+from fracture.manifest import Row
 
 
 def find_images(given: Sequence[str]) -> list[Path]:
@@ -32,7 +35,8 @@ def find_images(given: Sequence[str]) -> list[Path]:
     kinds.add(".dcm")
     paths: list[Path] = []
     if "-" in given:
-        given = [*(name for name in given if name != "-"), *sys.stdin.read().splitlines()]
+        listed = os.fsdecode(sys.stdin.buffer.read()).split("\n")
+        given = [*(name for name in given if name != "-"), *filter(None, listed)]
     for name in given:
         path = Path(name)
         if path.is_dir() and name:
@@ -76,6 +80,8 @@ def predict(
     out = Path(out_name) if out_name else None
     if out and out.suffix not in (".csv", ".json"):
         raise InputError(f"--out {out}: a name in .csv or .json is needed")
+    if out and not out.parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}")
     table: list[dict[str, Any]] = [
         {"file": str(path), classifier.column: None, "decision": "", "note": ""} for path in paths
     ]
@@ -113,3 +119,21 @@ def write_table(out: Path, table: Sequence[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, table[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
+
+
+def write_predictions(
+    path: Path,
+    classifier: Classifier,
+    rows: Sequence[Row],
+    p_positive: np.ndarray,
+    unreadable: dict[Row, str],
+) -> None:
+    """The table of a test split's predictions, at p = 0.5; of unreadable images it says why."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", "group", "label", classifier.column, "predicted", "note"])
+        for row, p in zip(rows, p_positive, strict=True):
+            decision = classifier.decide(p, "protocol")
+            writer.writerow([row.image, row.group, row.label, f"{p:.8f}", decision, ""])
+        for row, reason in unreadable.items():
+            writer.writerow([row.image, row.group, row.label, "", "", f"unreadable: {reason}"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -30,11 +32,15 @@ def pick_mode(mode: WandbMode) -> str:
             the key cannot be one, or WANDB_MODE is no mode.
     """
     wanted = (os.environ.get("WANDB_MODE") or mode) if mode == "auto" else mode
+    try:
+        wandb.setup(SETTINGS)  # also lest the login ask the server who we are, and print it
+    except ValueError as error:
+        said = one_line(error).partition(" [type=")[0]
+        raise InputError(f"wandb: a WANDB_ variable is wrong: {said}") from error
     if wanted not in get_args(WandbMode):
         raise InputError(f"WANDB_MODE is {wanted!r}; allowed: online, offline, disabled")
     if wanted in ("offline", "disabled"):
         return wanted
-    wandb.setup(SETTINGS)  # else the login asks the server who we are, and prints it
     try:
         has_key = wandb.login(prompt=False, verify=False)
     except wandb.Error as error:
@@ -44,10 +50,32 @@ def pick_mode(mode: WandbMode) -> str:
     return "online" if has_key else "offline"
 
 
+class Tracker:
+    """A wandb run whose own process may die, which costs what was not logged yet, and a line."""
+
+    def __init__(self, run: wandb.Run) -> None:
+        self.run, self.alive = run, True
+
+    def log(self, row: dict[str, Any], step: int | None = None) -> None:
+        self._send(lambda: self.run.log(row, step))
+
+    def summarise(self, figures: dict[str, Any]) -> None:
+        self._send(lambda: self.run.summary.update(figures))
+
+    def _send(self, send: Callable[[], object]) -> None:
+        try:
+            if self.alive:
+                send()
+        except ConnectionError:
+            self.alive = False
+            print("wandb: its process has ended; this run goes on without it")
+            sys.unraisablehook = lambda _: None  # at the exit wandb prints a traceback of the same
+
+
 @contextmanager
 def tracking(
     mode: str, project: str, folder: Path, settings: dict[str, Any], job: str = "train"
-) -> Iterator[wandb.Run]:
+) -> Iterator[Tracker]:
     """A wandb run below a run's folder, finished at the end; says in one line where it logs to.
 
     Args:
@@ -58,7 +86,8 @@ def tracking(
         job: "train" begins a run; "test" goes on with it where a server holds it.
     """
     known = folder / "wandb-id"  # of a training that a server holds
-    begun = known.read_text() if known.is_file() and mode == "online" else None
+    begun = known.read_text(errors="replace") if known.is_file() and mode == "online" else None
+    begun = begun if begun and re.fullmatch(r"\w+", begun, re.ASCII) else None
     name = folder.name if job == "train" or begun else f"{folder.name}-{job}"
 
     def init(mode: Any) -> wandb.Run:
@@ -73,6 +102,7 @@ def tracking(
         said = str(error).partition("\n")[0]
         print(f"wandb: {'the server does not answer' if said.startswith('Timed out') else said}")
         run = init("offline")
+    tracker = Tracker(run)
     if run.offline:
         print(f"wandb: offline; to upload: wandb sync {folder}/wandb/offline-run-*")
     elif run.url:
@@ -80,14 +110,15 @@ def tracking(
         known.write_text(run.id)
         for figures in epochs(folder):  # what a killed run, or its server, did not live to send
             if figures["epoch"] >= run.starting_step:
-                run.log(figures, step=figures["epoch"])
+                tracker.log(figures, step=figures["epoch"])
     # Not `with run`, which prints the traceback of whatever ends it, Ctrl-C included.
     exit_code = 1
     try:
-        yield run
+        yield tracker
         exit_code = 0
     finally:
-        finish(run, folder, exit_code)
+        if tracker.alive:
+            finish(run, folder, exit_code)
 
 
 def epochs(folder: Path) -> Iterator[dict[str, Any]]:
@@ -101,7 +132,7 @@ def finish(run: wandb.Run, folder: Path, exit_code: int) -> None:
     """Upload what is left; if that does not succeed, say how to do it later."""
     log = Path(run.settings.log_internal)  # a refused upload is said nowhere else
     lost = True
-    with suppress(TimeoutError):
+    with suppress(TimeoutError, ConnectionError):
         run.finish(exit_code)
         lost = log.is_file() and "filestream: fatal error" in log.read_text()
     if lost:
@@ -123,7 +154,7 @@ def log_results(
         for name, value in results.items()
         if isinstance(value, dict) and "value" in value
     }
-    with tracking(mode, project, folder, {"tested": folder.name}, job="test") as run:
+    with tracking(mode, project, folder, {"tested": folder.name}, job="test") as tracker:
         plots = {path.stem: wandb.Image(str(path)) for path in (output / "plots").glob("*.png")}
-        run.log({f"test/{name}": image for name, image in plots.items()})
-        run.summary.update(figures)
+        tracker.log({f"test/{name}": image for name, image in plots.items()})
+        tracker.summarise(figures)

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from functools import cache
 from importlib import import_module
@@ -42,13 +43,15 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """As subprocess.run(..., stdin=DEVNULL, capture_output=True, text=True), within two minutes."""
     with TemporaryDirectory() as output:
-        os.mkfifo(f"{output}/status")
         request = json.dumps([str(cwd), [str(script), *arguments], env, output])
         pipe = server().stdin
         assert pipe
         pipe.write(request.encode() + b"\n")
         pipe.flush()
-        status = int(Path(output, "status").read_text())  # waits for it
+        while not Path(output, "status").exists():
+            assert server().poll() is None
+            time.sleep(0.005)
+        status = int(Path(output, "status").read_text())
         said = [Path(output, name).read_text() for name in ("stdout", "stderr")]
     return subprocess.CompletedProcess([str(script), *arguments], status, *said)
 
@@ -63,7 +66,8 @@ def serve() -> None:
         cwd, argv, env, output = json.loads(request)
         if script := os.fork():
             status = os.waitstatus_to_exitcode(os.waitpid(script, 0)[1])
-            Path(output, "status").write_text(str(status))
+            Path(output, "new").write_text(str(status))
+            Path(output, "new").rename(f"{output}/status")
             os._exit(0)
         signal.alarm(120)
         os.chdir(cwd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -112,9 +113,10 @@ def test_a_truncated_file_is_refused_by_both_readers(drawn: Path) -> None:
 def test_unreadable_and_changed_files_come_with_a_reason(drawn: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_text("no image")
     films = sorted(drawn.glob("images/Fractured/*"))[:2]
-    paths = [*films, tmp_path / "notes.jpg", tmp_path / "gone.jpg", tmp_path]
+    os.mkfifo(tmp_path / "pipe.jpg")  # reading it would never end
+    paths = [*films, tmp_path / "notes.jpg", tmp_path / "gone.jpg", tmp_path / "pipe.jpg"]
     reasons = [ImageFiles(paths, None, 32, "squash")[i][2] for i in range(5)]
-    assert reasons == ["", "", "not an image", "No such file or directory", "Is a directory"]
+    assert reasons == ["", "", "not an image", "No such file or directory", "no regular file"]
     digest = hashlib.sha256(films[0].read_bytes()).hexdigest()
     checked = ImageFiles(films, [digest, digest], 32, "squash")
     assert [checked[i][2] for i in range(2)] == ["", "changed since the split was made"]

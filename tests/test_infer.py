@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import html.parser
 import json
 import re
@@ -337,6 +338,12 @@ def test_a_worse_run_is_told_apart(workplace: Path) -> None:
         for image, (truth, _, group) in table.items():
             label = "Fractured" if truth else "Non_fractured"
             writer.writerow([image, group, label, f"{rng.random():.8f}", "", ""])
+    changed = run_script(workplace, "infer.py", "--compare", "first", "worse")
+    assert (changed.returncode, "predictions.csv has changed" in changed.stderr) == (2, True)
+    digest = hashlib.sha256((worse / "test" / "predictions.csv").read_bytes()).hexdigest()
+    metrics = json.loads((worse / "test" / "metrics.json").read_text())
+    metrics["predictions_sha256"] = digest
+    (worse / "test" / "metrics.json").write_text(json.dumps(metrics))
     done = run_script(workplace, "infer.py", "--compare", "first", "worse")
     assert done.returncode == 0, done.stderr
     auc = next(line for line in done.stdout.splitlines() if line.startswith("ROC-AUC"))

@@ -137,7 +137,8 @@ def test_a_folder_that_may_not_be_read_is_named_not_left_out(place: Path) -> Non
     secret = place / "films" / "images" / "Fractured" / "secret"
     secret.mkdir(mode=0)
     script = [sys.executable, str(ROOT / "split_dataset.py"), "--data_root", "films"]
-    # root has to be told that it may not, too
+    if os.geteuid() == 0 and not shutil.which("setpriv"):
+        pytest.skip("root may read everything")
     rights = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     done = subprocess.run(
         [*(rights if os.geteuid() == 0 else []), *script, "--split_dir", "out/split"],

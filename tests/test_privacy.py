@@ -58,19 +58,21 @@ def contents(path: Path) -> bytes:
         return b"".join(name.encode() + file.read(name) for name in file.namelist())
 
 
-def test_nothing_of_the_machine_is_in_checkpoints_reports_and_predictions(home: Path) -> None:
+def test_nothing_of_the_machine_is_in_checkpoints_reports_and_predictions(
+    home: Path, workplace: Path, drawn: Path
+) -> None:
     run = home / "runs" / "first"
     files = [*run.glob("*.pt"), run / "history.jsonl", *run.glob("test/**/*.*")]
     names = {"best.pt", "last.pt", "report.html", "predictions.csv", "metrics.json", "roc.png"}
     assert names <= {file.name for file in files}
     for file in files:
-        for secret in (str(home.parent), str(ROOT), USER, HOST, KEY):
+        for secret in (*map(str, (home, workplace, drawn, ROOT)), USER, HOST, KEY):
             assert secret.encode() not in contents(file), f"{secret} is in {file.name}"
     assert USER.encode() in (run / "config.yaml").read_bytes()  # or this test would find nothing
 
 
 def test_no_address_is_asked_for_unless_wandb_is_on(home: Path) -> None:
-    """But that of wandb's own service on this machine."""
+    """But that of wandb's own service on this machine; of that one, test_wandb.py has a test."""
     noted = home / "addresses"
     addresses = noted.read_text().splitlines() if noted.is_file() else []
     assert [address for address in addresses if not address.startswith("'/")] == []

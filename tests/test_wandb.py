@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import get_args
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -190,6 +191,26 @@ def test_what_a_failing_server_missed_can_be_uploaded_later(
     jobs: Jobs, case: tuple[Fault, int]
 ) -> None:
     assert jobs[case].result().arrived()
+
+
+def test_a_client_that_is_killed_costs_a_line_and_no_epoch(workplace: Path) -> None:
+    """wandb's own process, as the kernel may kill it when memory is short."""
+    command = [sys.executable, str(ROOT / "train.py"), *LITE, "--wandb_mode", "offline"]
+    process = subprocess.Popen(
+        [*command, "--run", "alone", "--epochs", "400"], cwd=workplace, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    history = workplace / "runs" / "alone" / "history.jsonl"
+    while process.poll() is None and not (history.is_file() and history.stat().st_size > 1000):
+        time.sleep(0.005)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        child.kill()
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, said
+    assert len(history.read_text().splitlines()) == 400
+    assert said.count("wandb: its process has ended") == 1
+    assert "Traceback" not in said
 
 
 def test_an_offline_run_can_be_uploaded_later(workplace: Path) -> None:
