@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import shutil
+from http.client import HTTPMessage
 from pathlib import Path, PurePosixPath
+from typing import IO
+from urllib.error import URLError
 from urllib.parse import urljoin
+from urllib.request import HTTPRedirectHandler, Request
 from zipfile import ZipFile
 
 from tqdm import tqdm
@@ -82,6 +86,17 @@ def download(url: str, md5: str, archive: Path) -> None:
         f"{url} could not be downloaded ({reason}): get it by hand (its md5 is {md5}) and "
         f"put it at {archive}, or pass --data_root FOLDER_OR_ZIP"
     )
+
+
+class SafeRedirects(HTTPRedirectHandler):
+    """For urllib, with which torch downloads weights: the same guard as in `download`."""
+
+    def redirect_request(
+        self, req: Request, fp: IO, code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        if not is_safe(newurl):
+            raise URLError(f"it leads to {newurl}, which is not https://")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.request import build_opener, install_opener
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fracture.cache import BLOCK, StoredFeatures
 from fracture.checkpoint import load_tensors
+from fracture.download import SafeRedirects
 from fracture.errors import InputError, one_line
 
 # Mean and deviation of ImageNet for the standard weights; AdvProp's were trained on x * 2 - 1
@@ -190,6 +192,7 @@ def _downloaded(name: str, weights: str) -> Path:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             socket.setdefaulttimeout(30)  # seconds; torch would wait for ever
+            install_opener(build_opener(SafeRedirects))
             torch.hub.download_url_to_file(url, str(path), _hash_in_name(path))
         # No network, no answer, no HTTP, or not the file that its name says.
         except (OSError, HTTPException, RuntimeError) as error:

@@ -235,6 +235,30 @@ def test_weights_are_downloaded_once_into_the_hub_cache(served: Path, tmp_path: 
     assert find_weights("efficientnet-b0", "imagenet", seed=0) == first
 
 
+def test_weights_come_from_nowhere_without_https(
+    served: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From this machine's own address, which needs none, they are led to another one."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Host"])
+            self.send_response(302)
+            self.send_header("Location", f"http://127.0.0.2:{server.server_port}/{served.name}")
+            self.end_headers()
+
+    asked: list[str] = []
+    server = http.server.ThreadingHTTPServer(("", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    own = f"127.0.0.1:{server.server_port}"
+    monkeypatch.setitem(b_utils.url_map, "efficientnet-b0", f"http://{own}/{served.name}")
+    with pytest.raises(InputError, match=r"leads to http://127\.0\.0\.2.*not https"):
+        find_weights("efficientnet-b0", "imagenet", seed=0)
+    assert asked == [own]
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.mark.parametrize("fault", ["gone", "other content"])
 def test_a_failed_download_says_where_to_put_the_file_and_leaves_none(
     served: Path, tmp_path: Path, fault: str
