@@ -71,6 +71,8 @@ def main(config: Config, arguments: Namespace) -> None:
         runs = [find_run(Path(name).name) for name in arguments.compare or arguments.pool]
         (compare_runs if arguments.compare else pool_runs)(runs)
         return
+    if (arguments.out or arguments.heatmaps) and not arguments.files:
+        raise InputError("--out and --heatmaps are for the files to predict, and none is given")
     paths = find_images(arguments.files)
     folder = find_run(config.run)
     checkpoint = load_checkpoint(folder / "best.pt")
@@ -90,7 +92,9 @@ def main(config: Config, arguments: Namespace) -> None:
         predict(classifier, paths, arguments.at, arguments.out, arguments.heatmaps, *execution)
         return
 
-    wandb_mode = pick_mode(config.wandb_mode)
+    # What was trained without sending anything is tested so, unless the settings say otherwise.
+    quiet = config.wandb_mode == "auto" and then.get("wandb_mode") in ("offline", "disabled")
+    wandb_mode = pick_mode(then["wandb_mode"] if quiet else config.wandb_mode)
     split = own_split(checkpoint, Path(config.split_dir), Path(then["split_dir"]))
     history = read_history(folder)
     features, rows, unreadable = cached_features(

@@ -62,7 +62,10 @@ def main(config: Config, force: bool, check: bool) -> None:
         if not force:
             raise InputError(f"{split_dir} exists; replace it with --force, or pass --split_dir")
         if not holds_split(split_dir):
-            raise InputError(f"{split_dir} holds other things than a split: not replaced")
+            raise InputError(
+                f"{split_dir} holds other things than a split, and is not replaced: move away what "
+                "you need of it, remove the rest, and split again"
+            )
     data_root = obtain(Path(config.data_root), config.data_url, config.data_md5)
     if data_root.resolve().is_relative_to(split_dir.resolve()):
         raise InputError(f"{data_root} lies in {split_dir}, which the split would replace")

@@ -108,6 +108,8 @@ def main(config: Config, resume: str | None) -> None:
 
     folder = run or begin_run(config.run, settings)
     held = held or hold(folder)
+    if run:
+        print(f"resumed after epoch {state.get('epoch', 0)} of {config.epochs}")
     print(f"run in {folder}\nif it is cut short: python train.py --resume {folder.name}")
     best = state.get("best", {})
     cut_history(folder, state.get("epoch", 0))

@@ -97,10 +97,7 @@ def resumed(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
         InputError: the settings, the split or the weights are others than those of the run.
     """
     if (folder / "last.pt").is_file():
-        try:
-            state = load_checkpoint(folder / "last.pt")
-        except InputError as error:
-            raise InputError(f"{error}; remove it, and the epochs begin anew") from error
+        state = load_checkpoint(folder / "last.pt")
     else:
         state = {"settings": portable(run_settings(folder))}
     for key in (key for key in identity if key in state):
@@ -182,7 +179,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; the run did not finish an epoch")
-    content = load_tensors(path)
+    try:
+        content = load_tensors(path)
+    except InputError as error:
+        again = f"remove last.pt, and python train.py --resume {path.parent.name} makes it again"
+        raise InputError(f"{error}; {again}") from error
     own = {"optimizer": dict} if path.name == "last.pt" else DECISION
     wrong = [key for key, kind in (KINDS | own).items() if not isinstance(content.get(key), kind)]
     if wrong:

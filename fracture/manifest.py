@@ -135,9 +135,11 @@ def read_split(split_dir: Path, *names: str) -> Split:
     files = (file for name in names for file in (split_dir / name).rglob("[!.]*"))
     there = {file.relative_to(split_dir).as_posix() for file in files if not file.is_dir()}
     if odd := sorted(listed ^ there):
-        fault = "is missing" if odd[0] in listed else f"is not in {FILE_NAME}"
+        missing = odd[0] in listed
+        fault = "is missing" if missing else f"is not in {FILE_NAME}"
+        advice = SPLIT_ANEW if missing else "move it away"
         raise InputError(
-            f"{split_dir / odd[0]} {fault} (files that disagree: {len(odd)}); {SPLIT_ANEW}"
+            f"{split_dir / odd[0]} {fault} (files that disagree: {len(odd)}); {advice}"
         )
     classes = sorted({row.label for row in all_rows})
     if len(classes) != 2:
@@ -184,7 +186,7 @@ def check_splits(split_dir: Path) -> None:
     """
     folders = sorted(split_dir.glob("fold-*"))
     if not holds_split(split_dir):
-        raise InputError(f"{split_dir}: no split, or other files besides; {SPLIT_ANEW}")
+        raise InputError(f"{split_dir}: no split, or other files besides: move those away")
     tested: Counter[str] = Counter()
     for folder in folders or [split_dir]:
         check_split(folder)

@@ -211,6 +211,7 @@ def test_files_are_predicted_in_order_and_bad_ones_stop_nothing(workplace: Path)
         ("infer.py", ("--run", "nobody"), "python train.py"),
         ("train.py", (*LITE, "--cache_dir", "train.py.txt"), "train.py.txt"),
         ("infer.py", ("nothing.jpg",), "no such file"),
+        ("infer.py", ("--out", "table.csv"), "none is given"),
         ("split_dataset.py", ("--split_dir", "new", "--data_root", "nowhere"), "--data_root"),
     ],
 )
@@ -236,6 +237,7 @@ def test_random_weights_are_never_used_in_silence(workplace: Path) -> None:
     assert "random" in done.stdout.splitlines()[0]
     tested = run_script(workplace, "infer.py", "--run", "random")
     assert tested.returncode == 0, tested.stderr
+    assert not (workplace / "runs" / "random" / "wandb").exists()  # as it was trained
     metrics = json.loads((workplace / "runs" / "random" / "test" / "metrics.json").read_text())
     assert (metrics["backbone"], metrics["weights"]) == ("efficientnet-lite0", "none")
 
