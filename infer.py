@@ -68,7 +68,7 @@ from fracture.tracking import log_results, pick_mode
 
 def main(config: Config, arguments: Namespace) -> None:
     if arguments.compare or arguments.pool:
-        runs = [find_run(Path(name).name) for name in arguments.compare or arguments.pool]
+        runs = [find_run(name) for name in arguments.compare or arguments.pool]
         (compare_runs if arguments.compare else pool_runs)(runs)
         return
     if (arguments.out or arguments.heatmaps) and not arguments.files:
@@ -97,6 +97,8 @@ def main(config: Config, arguments: Namespace) -> None:
     wandb_mode = pick_mode(then["wandb_mode"] if quiet else config.wandb_mode)
     split = own_split(checkpoint, Path(config.split_dir), Path(then["split_dir"]))
     history = read_history(folder)
+    if not any(epoch.get("best") for epoch in history):
+        raise InputError(f"{folder / 'history.jsonl'}: no epoch is the best; train again")
     features, rows, unreadable = cached_features(
         split, classifier.recipe, Path(config.cache_dir), *execution
     )
@@ -119,6 +121,8 @@ def main(config: Config, arguments: Namespace) -> None:
     with scratch(output) as new:
         p = classifier.p_positive(features)
         write_predictions(new / "predictions.csv", classifier, rows, p, unreadable)
+        written = (new / "predictions.csv").read_bytes()
+        origin["predictions_sha256"] = hashlib.sha256(written).hexdigest()
         settings = checkpoint["settings"]
         results = evaluate(classifier, split, features, rows, history, settings, origin, new)
         swap(new, output, replace=True)
@@ -161,8 +165,6 @@ def evaluate(
     films, results["localisation"] = look(classifier, split, rows, classifier.p_positive(features))
     drawn = draw_plots(results, classifier, margin, rows, history)
     write_report(output, results, drawn, films, all_rows, settings)
-    predictions = (output / "predictions.csv").read_bytes()
-    results["predictions_sha256"] = hashlib.sha256(predictions).hexdigest()
     (output / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
     return results
 

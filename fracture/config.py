@@ -151,9 +151,8 @@ def parse_settings(
     """
     only_config = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     only_config.add_argument("--config")
-    only_config.add_argument(
-        "--resume"
-    )  # train.py's: a run's own settings, unless others are given
+    # train.py's: a run's own settings, unless others are given.
+    only_config.add_argument("--resume")
     source = "command line"
     try:
         known = only_config.parse_known_args(arguments)[0]

@@ -8,7 +8,7 @@ from textwrap import shorten
 import numpy as np
 from PIL import Image
 
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 100_000_000  # of an image of any kind: three times the largest films
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 

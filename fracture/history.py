@@ -40,7 +40,7 @@ def append_history(folder: Path, figures: dict[str, Any]) -> None:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The epochs' lines.
+    """The lines of the epochs that a run has finished.
 
     Raises:
         InputError: a line is none of train.py's.
@@ -51,8 +51,6 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
         if not (epoch := _epoch(line)):
             raise InputError(f"{history}: line {number} is no epoch's; train again")
         epochs.append(epoch)
-    if not any(epoch.get("best") for epoch in epochs):
-        raise InputError(f"{history}: no epoch is the best; train again")
     return epochs
 
 

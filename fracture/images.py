@@ -18,14 +18,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from fracture.config import Fit
-from fracture.dicom import is_dicom, read_dicom
+from fracture.dicom import MAX_PIXELS, is_dicom, read_dicom
 from fracture.errors import one_line
 
 # Part of the features' key: raise it with every change to what load_image or Backbone.forward give.
 PREPROCESSING_VERSION = 1
 
-# Pillow refuses twice as many: 100 megapixels, three times the largest films, take it half a GB.
-Image.MAX_IMAGE_PIXELS = 50_000_000
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # it warns of these, and refuses twice as many
 
 # What is wrong with a file is said where its name stands; not, besides, by the decoders.
 warnings.filterwarnings("ignore", module=r"PIL\.|pydicom\.")

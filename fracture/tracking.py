@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ import wandb
 
 from fracture.config import WandbMode
 from fracture.errors import InputError, one_line
+from fracture.history import read_history
 
 # A server that hangs costs both limits at worst, 10 s with all else; wandb would wait for ever.
 SETTINGS = wandb.Settings(
@@ -108,9 +108,10 @@ def tracking(
     elif run.url:
         print(f"wandb: {run.url}")
         known.write_text(run.id)
-        for figures in epochs(folder):  # what a killed run, or its server, did not live to send
-            if figures["epoch"] >= run.starting_step:
-                tracker.log(figures, step=figures["epoch"])
+        for epoch in read_history(folder):  # what a killed run, or its server, did not live to send
+            if epoch["epoch"] >= run.starting_step:
+                figures = {name: value for name, value in epoch.items() if name != "best"}
+                tracker.log(figures, step=epoch["epoch"])
     # Not `with run`, which prints the traceback of whatever ends it, Ctrl-C included.
     exit_code = 1
     try:
@@ -119,13 +120,6 @@ def tracking(
     finally:
         if tracker.alive:
             finish(run, folder, exit_code)
-
-
-def epochs(folder: Path) -> Iterator[dict[str, Any]]:
-    """The figures on disk, as train.py logs them; a last line that was cut short is left out."""
-    path = folder / "history.jsonl"
-    for line in path.read_text().split("\n")[:-1] if path.is_file() else ():
-        yield {name: value for name, value in json.loads(line).items() if name != "best"}
 
 
 def finish(run: wandb.Run, folder: Path, exit_code: int) -> None:
