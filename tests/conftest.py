@@ -28,6 +28,7 @@ REAL = Path(os.environ.get("FRACATLAS", ROOT.parent / "shared" / "FracAtlas"))
 Refusal = Callable[..., str]
 
 LITE = ("--backbone", "efficientnet-lite0")
+QUIET = ("--wandb_mode", "disabled")
 
 # Of each stage, and of whatever else is tried often. More than one: all slow tests run too.
 REPEATS = int(os.environ.get("KILLS", 1))
@@ -77,6 +78,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{what}: {count:,}")
 
 
+def files_in(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
 def run_script(
     cwd: Path, name: str, *arguments: str, **variables: str
 ) -> subprocess.CompletedProcess[str]:
@@ -87,7 +93,14 @@ def run_script(
     return forked.run(cwd, ROOT / name, arguments, env)
 
 
-def kill(cwd: Path, delay: float, begun: Callable[[], bool], script: str, *arguments: str) -> bool:
+def kill(
+    cwd: Path,
+    delay: float,
+    begun: Callable[[], bool],
+    script: str,
+    *arguments: str,
+    **variables: str,
+) -> bool:
     """Start a script, kill it some seconds after it has begun its work; False if it ended before.
 
     `begun` is asked again and again; what it asks for is the script's work.
@@ -95,7 +108,8 @@ def kill(cwd: Path, delay: float, begun: Callable[[], bool], script: str, *argum
     with (cwd / "output.txt").open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-u", str(ROOT / script), *arguments],
-            cwd=cwd, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=cwd, stdout=output, stderr=output,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
         )  # fmt: skip
         deadline = time.monotonic() + 60
         while process.poll() is None and not begun():
@@ -109,7 +123,7 @@ def kill(cwd: Path, delay: float, begun: Callable[[], bool], script: str, *argum
 
 
 def on_another_machine(
-    cwd: Path, setup: str, name: str, *arguments: str, after: str = "", **variables: str
+    cwd: Path, setup: str, name: str, *arguments: str, after: str = "true", **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a script where other file systems are mounted, by shell commands as root before it.
 
@@ -121,12 +135,7 @@ def on_another_machine(
         pytest.skip("needs user and mount namespaces")
     script = [sys.executable, str(ROOT / name), *arguments]
     return subprocess.run(
-        [
-            *command,
-            f'{setup}; s=0; "$@" || s=$?; {after}; exit $s'.replace("; ;", ";"),
-            "sh",
-            *script,
-        ],
+        [*command, f'{setup}; s=0; "$@" || s=$?; {after}; exit $s', "sh", *script],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", **variables},
         stdin=subprocess.DEVNULL,

@@ -20,7 +20,7 @@ import pytest
 
 from fracture.download import download, obtain, unpack
 from fracture.errors import InputError
-from tests.conftest import REPEATS, ROOT, kill, run_script
+from tests.conftest import REPEATS, ROOT, files_in, kill, run_script
 
 Count = Callable[[str, object], None]
 
@@ -68,11 +68,6 @@ def server(archive: Path) -> Iterator[str]:
 
 def md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
-
-
-def files_in(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def test_a_download_is_unpacked_into_the_data_root_and_split(

@@ -17,9 +17,7 @@ import torch
 from fracture.cache import FeatureCache
 from fracture.checkpoint import hold, load_checkpoint, save_checkpoint
 from fracture.errors import InputError
-from tests.conftest import LITE, REPEATS, kill, run_script
-
-QUIET = ("--wandb_mode", "disabled")
+from tests.conftest import LITE, QUIET, REPEATS, kill, run_script
 
 Count = Callable[[str, object], None]
 

@@ -16,9 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import LITE, ROOT, on_another_machine, run_script, soak
+from tests.conftest import LITE, QUIET, ROOT, files_in, on_another_machine, run_script, soak
 
-QUIET = ("--wandb_mode", "disabled")
 TRAIN = ("train.py", *LITE, *QUIET, "--epochs", "3", "--run", "new")
 COLD = (*TRAIN, "--cache_dir", "cold")
 AGAIN = ("train.py", "--resume", "new", *QUIET)
@@ -40,11 +39,6 @@ def place(workplace: Path, drawn: Path, tmp_path: Path) -> Path:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.csv").write_text("an older table\n")
     return tmp_path
-
-
-def files_in(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def check_results(place: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, on_another_machine, run_script, soak
-from tests.test_machine import QUIET, READ_ONLY, TRAIN, check_results, files_in, place
+from tests.conftest import QUIET, ROOT, files_in, on_another_machine, run_script, soak
+from tests.test_machine import READ_ONLY, TRAIN, check_results, place
 
 __all__ = ["place"]
 
@@ -23,7 +23,7 @@ def test_what_is_only_read_may_be_read_only_and_lie_on_other_file_systems(
 ) -> None:
     """Data and a warm cache; no hard link reaches from there to the split, the run is elsewhere."""
     setup = (
-        f"mkdir far; mount -t tmpfs none far; cp -rL drawn cache far/; {READ_ONLY.format('far')}; "
+        f"mkdir far; mount -t tmpfs none far; cp -rL drawn cache far/; {READ_ONLY.format('far')}"
     )
     split = ("split_dataset.py", "--data_root", "far/drawn", "--split_dir", "out/split")
     script = f"{sys.executable} {ROOT}/"

@@ -22,7 +22,7 @@ import yaml
 from fracture.checkpoint import load_checkpoint
 from fracture.config import portable
 from fracture.tracking import SETTINGS
-from tests.conftest import LITE, REPEATS, ROOT, run_script
+from tests.conftest import LITE, REPEATS, ROOT, kill, run_script
 from tests.wandb_server import KEY, Fault, Server, serving
 
 FAULTS: list[tuple[Fault, int]] = (  # what the server does, and after how many requests
@@ -99,17 +99,10 @@ def undisturbed(place: Path, mode: str) -> Outcome:
 def killed(place: Path) -> Outcome:
     """A training that is killed once it has reached some epochs, and goes on."""
     with serving() as server:
-        command = [sys.executable, str(ROOT / "train.py"), *LITE, "--wandb_mode", "online"]
-        process = subprocess.Popen(
-            [*command, "--run", "killed", "--epochs", "200"],
-            cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**os.environ, **server.variables, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
         history = place / "runs" / "killed" / "history.jsonl"
-        while process.poll() is None and not (history.is_file() and history.stat().st_size > 1000):
-            time.sleep(0.005)
-        process.kill()
-        assert process.wait() == -9
+        begun = lambda: history.is_file() and history.stat().st_size > 1000  # noqa: E731
+        arguments = (*LITE, "--wandb_mode", "online", "--run", "killed", "--epochs", "200")
+        assert kill(place, 0, begun, "train.py", *arguments, **server.variables)
         done = run_script(
             place, "train.py", "--resume", "killed", "--wandb_mode", "online", **server.variables
         )
