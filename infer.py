@@ -22,8 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fracture.cli import InputError, exit_status, one_line
 from fracture.config import POINTS, Config, parse_settings, settings_parser
-from fracture.errors import InputError, exit_status, one_line
 
 if __name__ == "__main__":
     with exit_status():  # before the slow imports: --help and a wrong setting answer at once
@@ -42,16 +42,8 @@ import numpy as np
 from jsonargparse import Namespace
 from PIL import Image
 
-from fracture.cache import StoredFeatures
-from fracture.checkpoint import find_run, load_checkpoint, run_settings
-from fracture.classifier import Classifier, restore
-from fracture.compare import compare_runs, pool_runs
-from fracture.evaluation import evaluate_test
-from fracture.features import cached_features, pick_device
-from fracture.files import scratch, swap
-from fracture.heatmaps import heat_maps, localisation, overlay, read_boxes
-from fracture.history import read_history
-from fracture.manifest import (
+from fracture.atomic import scratch, swap
+from fracture.data.manifest import (
     FILE_NAME,
     Row,
     Split,
@@ -60,10 +52,18 @@ from fracture.manifest import (
     read_split,
     source_of,
 )
-from fracture.predict import find_images, predict, write_predictions
-from fracture.report import as_text, draw_plots, print_table, write_report
-from fracture.team import rank
-from fracture.tracking import log_results, pick_mode
+from fracture.evaluation.cam import heat_maps, localisation, overlay, read_boxes
+from fracture.evaluation.compare import compare_runs, pool_runs
+from fracture.evaluation.predict import find_images, predict, write_predictions
+from fracture.evaluation.report import as_text, draw_plots, print_table, write_report
+from fracture.evaluation.test_set import evaluate_test
+from fracture.features.cache import StoredFeatures
+from fracture.features.distributed import rank
+from fracture.features.extract import cached_features, pick_device
+from fracture.models.classifier import Classifier, restore
+from fracture.runs.checkpoint import find_run, load_checkpoint, run_settings
+from fracture.runs.history import read_history
+from fracture.runs.tracking import log_results, pick_mode
 
 
 def main(config: Config, arguments: Namespace) -> None:

@@ -23,8 +23,8 @@ from fractions import Fraction
 from itertools import product
 from pathlib import Path
 
+from fracture.cli import InputError, exit_status, shown
 from fracture.config import Config, parse_settings, settings_parser
-from fracture.errors import InputError, exit_status, shown
 
 if __name__ == "__main__":
     with exit_status():
@@ -37,12 +37,11 @@ import yaml
 from joblib import cpu_count
 from tqdm import tqdm
 
-from fracture.copies import exclude_copies
-from fracture.download import obtain
-from fracture.files import scratch, swap
-from fracture.fracatlas import BODY_PARTS, body_part, find_radiographs
-from fracture.images import inspect
-from fracture.manifest import (
+from fracture.atomic import scratch, swap
+from fracture.data.download import obtain
+from fracture.data.fracatlas import BODY_PARTS, body_part, find_radiographs
+from fracture.data.images import inspect
+from fracture.data.manifest import (
     FILE_NAME,
     SPLITS,
     Row,
@@ -51,6 +50,7 @@ from fracture.manifest import (
     join_reasons,
     write_manifest,
 )
+from fracture.data.near_copies import exclude_copies
 
 
 def main(config: Config, force: bool, check: bool) -> None:

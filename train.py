@@ -20,8 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fracture.cli import InputError, exit_status, shown
 from fracture.config import Config, SelectBy, parse_settings, portable, settings_parser
-from fracture.errors import InputError, exit_status, shown
 
 if __name__ == "__main__":
     with exit_status():  # before the slow imports: --help and a wrong setting answer at once
@@ -33,8 +33,13 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from fracture.cache import BLOCK, StoredFeatures
-from fracture.checkpoint import (
+from fracture.data.manifest import Row, Split, read_split
+from fracture.evaluation.metrics import calibrated, choose_thresholds, fit_temperature
+from fracture.features.cache import BLOCK, StoredFeatures
+from fracture.features.distributed import rank
+from fracture.features.extract import Recipe, cached_features, pick_device
+from fracture.models.backbone import Head, class_margin, find_weights, head_logits
+from fracture.runs.checkpoint import (
     begin_run,
     check_name,
     find_run,
@@ -44,13 +49,8 @@ from fracture.checkpoint import (
     set_latest,
     take_up,
 )
-from fracture.features import Recipe, cached_features, pick_device
-from fracture.history import append_history, cut_history
-from fracture.manifest import Row, Split, read_split
-from fracture.metrics import calibrated, choose_thresholds, fit_temperature
-from fracture.model import Head, class_margin, find_weights, head_logits
-from fracture.team import rank
-from fracture.tracking import Tracker, pick_mode, tracking
+from fracture.runs.history import append_history, cut_history
+from fracture.runs.tracking import Tracker, pick_mode, tracking
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 

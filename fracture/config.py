@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from fracture.errors import InputError, one_line
+from fracture.cli import InputError, one_line
 
 DEFAULT_FILE = Path(__file__).resolve().parent.parent / "config.yaml"
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from fracture.demo import draw_data_set
-from fracture.model import Backbone
+from fracture.data.synthetic import draw_data_set
+from fracture.models.backbone import Backbone
 from tests import forked
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,13 +18,13 @@ import pytest
 import torch
 from PIL import Image
 
-from fracture.cache import FeatureCache, StoredFeatures
-from fracture.checkpoint import load_checkpoint
-from fracture.classifier import restore
-from fracture.fracatlas import find_radiographs
-from fracture.images import inspect
-from fracture.manifest import read_manifest, read_split
-from fracture.predict import find_images
+from fracture.data.fracatlas import find_radiographs
+from fracture.data.images import inspect
+from fracture.data.manifest import read_manifest, read_split
+from fracture.evaluation.predict import find_images
+from fracture.features.cache import FeatureCache, StoredFeatures
+from fracture.models.classifier import restore
+from fracture.runs.checkpoint import load_checkpoint
 from tests.bad_images import bad_images, png_header, saved
 from tests.conftest import LITE, REAL, REPEATS, Refusal, run_script
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from fracture.checkpoint import DECISION, KINDS
-from fracture.manifest import Row, read_manifest, write_manifest
+from fracture.data.manifest import Row, read_manifest, write_manifest
+from fracture.runs.checkpoint import DECISION, KINDS
 from tests.conftest import LITE, Refusal
 
 Count = Callable[[str, object], None]

@@ -10,8 +10,8 @@ from typing import get_type_hints
 
 import pytest
 
+from fracture.cli import InputError
 from fracture.config import Config, parse_settings, settings_parser
-from fracture.errors import InputError
 from tests.conftest import run_script
 
 Count = Callable[[str, object], None]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fracture.cli import InputError
 from fracture.config import DEFAULT_FILE, Config, parse_settings, settings_parser
-from fracture.errors import InputError
 from tests.conftest import ROOT, run_script
 
 

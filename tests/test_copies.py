@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from fracture.copies import candidates, descriptors, exclude_copies, near_copies
-from fracture.fracatlas import find_radiographs
-from fracture.images import UNREADABLE, content_box, inspect, read_grey
-from fracture.manifest import Row
+from fracture.data.fracatlas import find_radiographs
+from fracture.data.images import UNREADABLE, content_box, inspect, read_grey
+from fracture.data.manifest import Row
+from fracture.data.near_copies import candidates, descriptors, exclude_copies, near_copies
 
 NOISE = {
     digest: np.random.default_rng(seed).integers(0, 255, (96, 96), np.uint8)

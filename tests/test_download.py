@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from fracture.download import download, obtain, unpack
-from fracture.errors import InputError
+from fracture.cli import InputError
+from fracture.data.download import download, obtain, unpack
 from tests.conftest import REPEATS, ROOT, files_in, kill, run_script
 
 Count = Callable[[str, object], None]
@@ -179,8 +179,8 @@ def test_a_full_disk_is_named_and_leaves_nothing(
 ) -> None:
     """On a file system of 64 KiB, in a mount namespace of its own."""
     code = (
-        "import sys; from pathlib import Path; from fracture.download import download;"
-        "from fracture.errors import exit_status\n"
+        "import sys; from pathlib import Path; from fracture.data.download import download;"
+        "from fracture.cli import exit_status\n"
         "with exit_status(): download(sys.argv[1], sys.argv[2], Path('small/FracAtlas.zip'))"
     )
     python = [sys.executable, "-c", code, f"{server}/good", md5(archive)]

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fracture.cache import FeatureCache
-from fracture.checkpoint import hold, load_checkpoint, save_checkpoint
-from fracture.errors import InputError
+from fracture.cli import InputError
+from fracture.features.cache import FeatureCache
+from fracture.runs.checkpoint import hold, load_checkpoint, save_checkpoint
 from tests.conftest import LITE, QUIET, REPEATS, kill, run_script
 
 Count = Callable[[str, object], None]

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
-from fracture.cache import FeatureCache, StoredFeatures
+from fracture.cli import InputError
 from fracture.config import Fit
-from fracture.errors import InputError
-from fracture.features import PASS_IMAGES, Recipe, cached_features, pick_device
-from fracture.images import PREPROCESSING_VERSION, inspect, load_image
-from fracture.manifest import Row, Split, read_split
-from fracture.model import Backbone, Head, build_backbone, feature_width, find_weights
+from fracture.data.images import PREPROCESSING_VERSION, inspect, load_image
+from fracture.data.manifest import Row, Split, read_split
+from fracture.features.cache import FeatureCache, StoredFeatures
+from fracture.features.extract import PASS_IMAGES, Recipe, cached_features, pick_device
+from fracture.models.backbone import Backbone, Head, build_backbone, feature_width, find_weights
 from split_dataset import assign_splits, read_rows, write_splits
 from tests.conftest import soak
 from train import shuffled, train_epoch
@@ -233,7 +233,7 @@ def test_nothing_is_computed_twice(
         decoded.append(size)
         return load_image(content, size, fit)
 
-    monkeypatch.setattr("fracture.images.load_image", counted)
+    monkeypatch.setattr("fracture.data.images.load_image", counted)
     own, cache, recipe = copied(split, tmp_path / "own"), tmp_path / "cache", RECIPE
     if case != "cold":
         earlier = own.rows[1:] if case == "one new image" else own.rows

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fracture.errors import InputError
-from fracture.files import scratch, swap, whole
+from fracture.atomic import scratch, swap, whole
+from fracture.cli import InputError
 
 
 def test_only_one_process_builds_or_writes_the_same(tmp_path: Path) -> None:

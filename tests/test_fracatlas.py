@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fracture.errors import InputError
-from fracture.fracatlas import Radiograph, body_part, find_radiographs
+from fracture.cli import InputError
+from fracture.data.fracatlas import Radiograph, body_part, find_radiographs
 from split_dataset import read_rows
 from tests.conftest import run_script
 

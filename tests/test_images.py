@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fracture.images import PREPROCESSING_VERSION, UNREADABLE, ImageFiles, inspect, load_image
+from fracture.data.images import PREPROCESSING_VERSION, UNREADABLE, ImageFiles, inspect, load_image
 
 
 @pytest.fixture

@@ -19,14 +19,14 @@ import torch
 from PIL import Image
 from scipy.special import logit
 
-from fracture.classifier import Classifier, restore
-from fracture.compare import read_tested
-from fracture.evaluation import evaluate_test
-from fracture.heatmaps import heat_maps, in_frame, inside, localisation, overlay, read_boxes
-from fracture.images import UNREADABLE, load_image, read_grey
-from fracture.manifest import Row, read_manifest, read_split, write_manifest
-from fracture.metrics import choose_thresholds
-from fracture.model import build_backbone
+from fracture.data.images import UNREADABLE, load_image, read_grey
+from fracture.data.manifest import Row, read_manifest, read_split, write_manifest
+from fracture.evaluation.cam import heat_maps, in_frame, inside, localisation, overlay, read_boxes
+from fracture.evaluation.compare import read_tested
+from fracture.evaluation.metrics import choose_thresholds
+from fracture.evaluation.test_set import evaluate_test
+from fracture.models.backbone import build_backbone
+from fracture.models.classifier import Classifier, restore
 from tests.conftest import run_script
 
 DICOM = Path(pydicom.__file__).parent / "data" / "test_files"

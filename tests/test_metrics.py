@@ -11,7 +11,7 @@ from scipy.stats import norm
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from fracture.metrics import (
+from fracture.evaluation.metrics import (
     BINS,
     calibrated,
     choose_thresholds,

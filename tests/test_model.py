@@ -14,9 +14,8 @@ import pytest
 import torch
 from efficientnet_pytorch import utils as b_utils
 
-from fracture.checkpoint import DECISION, KINDS, load_checkpoint
-from fracture.errors import InputError
-from fracture.model import (
+from fracture.cli import InputError
+from fracture.models.backbone import (
     Backbone,
     Head,
     Weights,
@@ -25,6 +24,7 @@ from fracture.model import (
     find_weights,
     fold,
 )
+from fracture.runs.checkpoint import DECISION, KINDS, load_checkpoint
 from train import train_epoch
 
 B6 = "efficientnet-b6"

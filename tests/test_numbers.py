@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fracture.cache import FeatureCache
-from fracture.checkpoint import load_checkpoint
-from fracture.errors import InputError
-from fracture.features import cached_features
-from fracture.manifest import Split
+from fracture.cli import InputError
+from fracture.data.manifest import Split
+from fracture.features.cache import FeatureCache
+from fracture.features.extract import cached_features
+from fracture.runs.checkpoint import load_checkpoint
 from tests.conftest import LITE, REPEATS, run_script
 from tests.test_features import CPU, RECIPE, WIDTH, split, split_dir
 from train import validate

@@ -15,9 +15,9 @@ import torch
 import yaml
 from torch.nn.functional import cross_entropy
 
-from fracture.features import Recipe, cached_features
-from fracture.manifest import read_split
-from fracture.model import find_weights
+from fracture.data.manifest import read_split
+from fracture.features.extract import Recipe, cached_features
+from fracture.models.backbone import find_weights
 from infer import restore
 from tests.conftest import LITE, ROOT, run_script
 from train import merit

@@ -20,10 +20,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from fracture.errors import InputError
-from fracture.fracatlas import BODY_PARTS, body_part, find_radiographs
-from fracture.images import read_grey
-from fracture.manifest import SPLITS, Row, check_splits, read_manifest, read_split, write_manifest
+from fracture.cli import InputError
+from fracture.data.fracatlas import BODY_PARTS, body_part, find_radiographs
+from fracture.data.images import read_grey
+from fracture.data.manifest import (
+    SPLITS,
+    Row,
+    check_splits,
+    read_manifest,
+    read_split,
+    write_manifest,
+)
 from split_dataset import assign_splits, link_or_copy, read_rows, write_splits
 from tests.conftest import run_script
 

@@ -19,9 +19,9 @@ import pytest
 import torch
 import yaml
 
-from fracture.checkpoint import load_checkpoint
 from fracture.config import portable
-from fracture.tracking import SETTINGS
+from fracture.runs.checkpoint import load_checkpoint
+from fracture.runs.tracking import SETTINGS
 from tests.conftest import LITE, REPEATS, ROOT, kill, run_script
 from tests.wandb_server import KEY, Fault, Server, serving
 

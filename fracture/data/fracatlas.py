@@ -1,0 +1,138 @@
+"""The data set as published: where its files are, and what they are labelled.
+
+FracAtlas: Abedeen et al., Scientific Data 10:521 (2023), doi 10.1038/s41597-023-02432-4. Any other
+folder with two class folders in it is read the same way, with the classes named as its folders.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fracture.atomic import files_below
+from fracture.cli import InputError
+from fracture.data.manifest import below_class
+
+CLASSES = ("Fractured", "Non_fractured")
+BODY_PARTS = ("hand", "leg", "hip", "shoulder", "mixed")  # mixed: more than one of the others
+TRAITS = (*BODY_PARTS, "hardware", "multiscan", "frontal", "lateral", "oblique")
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """One file of the data set.
+
+    Attributes:
+        path: where it is.
+        image: its path below the root, with "/" on every system.
+        label: its class.
+        traits: those of `TRAITS` that dataset.csv says it has, separated by spaces.
+        note: how the label was decided where folder and table disagree.
+        spare_of: the `image` that stays, if this is the same id in the wrong class folder; or "".
+    """
+
+    path: Path
+    image: str
+    label: str
+    traits: str = ""
+    note: str = ""
+    spare_of: str = ""
+
+
+def body_part(traits: str) -> str:
+    """The body part among an image's traits, "unknown" if there is none."""
+    parts = set(traits.split()).intersection(BODY_PARTS)
+    return "mixed" if "mixed" in parts else min(parts, default="unknown")
+
+
+def find_radiographs(data_root: Path) -> list[Radiograph]:
+    """List every file in the two class folders, sorted by `image`.
+
+    The label is the class folder's name; of FracAtlas in the published spelling (mirrors write
+    `non_fractured`), and checked against dataset.csv if that is there (`_judged`).
+
+    Raises:
+        InputError: there are not two classes, a class has no files, or two files of one name.
+    """
+    found = [
+        Radiograph(path, path.relative_to(data_root).as_posix(), label)
+        for folder, label in _class_folders(data_root).items()
+        for path in files_below(folder)
+    ]
+    classes = sorted({radiograph.label for radiograph in found})
+    if len(classes) < 2:
+        raise InputError(f"{data_root}: only class {classes} has files; two classes are needed")
+    table = data_root / "dataset.csv"
+    if classes == sorted(CLASSES) and table.is_file():
+        found = _judged(found, table)
+    places = Counter((item.label, below_class(item.image)) for item in found if not item.spare_of)
+    if twice := [name for (_, name), count in places.items() if count > 1]:
+        raise InputError(f"{data_root}: two files of one class are called {twice[0]}; rename one")
+    return sorted(found, key=lambda radiograph: radiograph.image)
+
+
+def _class_folders(data_root: Path) -> dict[Path, str]:
+    """The class folders, in images/ if there is one, and the class of each."""
+
+    def folders(parent: Path) -> list[Path]:
+        visible = (path for path in parent.iterdir() if not path.name.startswith("."))
+        return sorted(path for path in visible if path.is_dir())
+
+    if not data_root.is_dir():
+        raise InputError(f"{data_root}: no such folder")
+    images = next((path for path in folders(data_root) if path.name.lower() == "images"), data_root)
+    published = {name.lower(): name for name in CLASSES}
+    found = {path: published.get(path.name.lower(), path.name) for path in folders(images)}
+    fracatlas = {path: name for path, name in found.items() if name in CLASSES}
+    if len(set(fracatlas.values())) == 2:
+        if others := ", ".join(found[path] for path in found.keys() - fracatlas.keys()):
+            print(f"{images}: not read, as no class of FracAtlas: {others}")
+        return fracatlas
+    if len(found) != 2:
+        there = ", ".join(found.values()) or "none"
+        raise InputError(
+            f"{images}: two class folders are needed, here are: {there}; "
+            "pass --data_root FOLDER (FracAtlas' own holds images/ and dataset.csv)"
+        )
+    return found
+
+
+def _judged(found: list[Radiograph], table: Path) -> list[Radiograph]:
+    """Label each file by the majority of its three witnesses, and note where they disagree.
+
+    The witnesses are its class folder, `fractured` in dataset.csv and `fracture_count` > 0 there.
+    They disagree on IMG0003298 of the first release (Fractured by two of three), and of the two
+    files with one id that v7 has in both class folders, one lies in the wrong one: it is spare.
+
+    Raises:
+        InputError: dataset.csv is not FracAtlas' own.
+    """
+    rows: dict[str, tuple[bool, bool, dict[str, str]]] = {}
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            for row in csv.DictReader(file):
+                name, flag, count = row["image_id"], int(row["fractured"]), row["fracture_count"]
+                if name in rows or flag not in (0, 1):
+                    raise ValueError(f"{name} is listed twice, or fractured is not 0 or 1")
+                rows[name] = (flag == 1, int(count) > 0, row)
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(f"{table}: not FracAtlas' table ({error}); mend or remove it") from error
+    if not rows:
+        raise InputError(f"{table}: no images in it; mend or remove it")
+    home = {(item.path.name, item.label): item.image for item in found}
+
+    def judge(item: Radiograph) -> Radiograph:
+        if item.path.name not in rows:
+            return replace(item, note="label: the folder's, not in dataset.csv")
+        flag, some, row = rows[item.path.name]
+        traits = " ".join(trait for trait in TRAITS if row.get(trait) == "1")
+        folder = item.label == CLASSES[0]
+        label = CLASSES[0] if folder + flag + some >= 2 else CLASSES[1]
+        other = home.get((item.path.name, label), "") if label != item.label else ""
+        note = f"label: folder {item.label}, fractured {row['fractured']}, fracture_count "
+        note = "" if folder == flag == some else f"{note}{row['fracture_count']}; the majority's"
+        return replace(item, label=label, traits=traits, note=note, spare_of=other)
+
+    return [judge(item) for item in found]

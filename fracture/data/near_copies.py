@@ -1,0 +1,222 @@
+"""Which images are copies of each other, judged by nothing but their pixels.
+
+Copies of the same pixels share a hash. A near-copy was re-encoded, rescaled, trimmed by a few
+pixels, brightened, turned, or covered at its lower edge (FracAtlas holds cut-off files saved again
+with grey below, so only the upper three quarters are looked at). Three steps find them:
+
+1. `descriptors`: 64 low frequencies of a thumbnail, as in a perceptual hash (Zauner,
+   "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, sec. 3.2) but not
+   rounded to bits.
+2. `candidates`: each image's nearest neighbours in a k-d tree of these.
+3. `agreement`: a pair is registered, and its fine detail compared block by block. Similar films
+   of two patients share outlines, but not the trabeculae of a bone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy.fft import dctn
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
+from tqdm import tqdm
+
+from fracture.data.manifest import Row, join_reasons
+
+# Chosen on FracAtlas, whose copies are nearer than 0.1 to each other and agree by 0.94 or more;
+# films of two patients agree by 0.81 at most. See README, "The split".
+RADIUS = 0.2
+NEIGHBOURS = 4
+AGREEMENT = 0.9
+
+
+def exclude_copies(rows: Sequence[Row], thumbnails: Mapping[str, np.ndarray]) -> list[Row]:
+    """Put copies into one group, and exclude what would count twice or contradicts itself.
+
+    Of files with the same pixels the first by name stays. Near-copies stay too, in one group. If
+    the labels within a group differ, all of it is excluded: nobody knows which label is right.
+
+    Args:
+        rows: `group` is the digest of the pixels; those already excluded stay as they are.
+        thumbnails: of each such digest, (96, 96) uint8.
+
+    Returns:
+        The rows in the same order; a group's name depends on its files' bytes alone.
+    """
+    same: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row.image):
+        if row.split != "excluded":
+            same[row.group].append(row)
+    numbers = near_copies([thumbnails[digest] for digest in same]) if same else np.zeros(0, int)
+    groups: dict[int, list[Row]] = defaultdict(list)
+    for members, number in zip(same.values(), numbers, strict=True):
+        groups[number] += members
+    judged = {}
+    for group in groups.values():
+        name = min(row.sha256 for row in group)[:16]
+        for row in group:
+            original, reason = same[row.group][0], ""
+            if others := [other for other in group if other.label != row.label]:
+                twin = min(others, key=lambda other: other.group != row.group)
+                alike = "has the same pixels" if twin.group == row.group else "is a near-copy"
+                reason = f"contradictory: {twin.image} {alike}"
+            elif row.image != original.image:
+                reason = f"copy of {original.image}"
+            split, reason = "excluded" if reason else "", join_reasons(reason, row.reason)
+            judged[row.image] = replace(row, split=split, group=name, reason=reason)
+    return [judged.get(row.image, row) for row in rows]
+
+
+def upper(images: np.ndarray) -> np.ndarray:
+    return images[:, : images.shape[1] * 3 // 4]
+
+
+def descriptors(thumbnails: np.ndarray) -> np.ndarray:
+    """(N, 96, 96) uint8 thumbnails to (N, 8, 8) DCT coefficients of unit norm, lowest first.
+
+    The image is faded out towards its edges, where trimming and burnt-in markers change it.
+    """
+    small = upper(thumbnails).reshape(-1, 24, 3, 32, 3).mean((2, 4), dtype=np.float32)
+    window = np.sqrt(np.outer(np.hanning(26)[1:-1], np.hanning(34)[1:-1]), dtype=np.float32)
+    mean = (small * window).sum((1, 2), keepdims=True) / window.sum()
+    spectrum = dctn((small - mean) * window, axes=(1, 2), norm="ortho")[:, :8, :8]
+    return spectrum / np.maximum(np.linalg.norm(spectrum, axis=(1, 2), keepdims=True), 1e-6)
+
+
+def candidates(known: np.ndarray, turned: np.ndarray) -> np.ndarray:
+    """Pairs that may be copies: to each turned image its nearest known ones within `RADIUS`.
+
+    Args:
+        known: (N, 8, 8) descriptors.
+        turned: (N, 8, 8) descriptors of the same images, each turned alike.
+
+    Returns:
+        (P, 2) indices into turned and known.
+    """
+    # The 12 lowest frequencies find, all 64 decide: a tree of 64 dimensions would be slow. With
+    # eps=2 a neighbour may be overlooked between a third of the radius and the whole.
+    tree = KDTree(known[:, :3, :4].reshape(len(known), -1))
+    coarse = turned[:, :3, :4].reshape(len(known), -1)[tree.indices]  # neighbours in a row: cached
+    distance, found = tree.query(coarse, NEIGHBOURS + 1, eps=2, distance_upper_bound=RADIUS)
+    is_near = np.isfinite(distance).ravel()
+    first = np.repeat(np.asarray(tree.indices), NEIGHBOURS + 1)[is_near]
+    second = np.ravel(found)[is_near]
+    near = np.linalg.norm(turned[first] - known[second], axis=(1, 2)) < RADIUS
+    return np.stack([first, second], 1)[near & (first != second)]
+
+
+def near_copies(thumbnails: Sequence[np.ndarray]) -> np.ndarray:
+    """Number the groups of near-copies among N (96, 96) uint8 thumbnails.
+
+    Returns:
+        (N,) int: images of one number are linked by a chain of near-copies.
+    """
+    images = np.asarray(thumbnails)
+    groups: np.ndarray = np.arange(len(thumbnails))
+    hashes = [descriptors(np.rot90(images, turns, axes=(1, 2))) for turns in range(4)]
+    compared: set[tuple[int, int, int]] = set()
+    while True:
+        # One image stands for each group, or a family's many copies would be all the neighbours
+        # that any of them has, and hide the rest of the family.
+        first = np.unique(groups, return_index=True)[1]
+        found = set()
+        for turns in range(4):
+            pairs = first[candidates(hashes[0][first], hashes[turns][first])]
+            found |= {(i, j, turns) for i, j in (pairs if turns else np.sort(pairs)).tolist()}
+        links = _copies_among(images, sorted(found - compared))
+        if not len(links):
+            return groups
+        compared |= found
+        graph = coo_array((np.ones(len(links)), groups[links].T), shape=(len(images), len(images)))
+        groups = connected_components(graph, directed=False)[1][groups]
+
+
+def _copies_among(images: np.ndarray, pairs: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """Of pairs (first image, second, quarter turns of the first) those that agree, as (P, 2)."""
+    copies = np.zeros((0, 2), int)
+    for start in tqdm(range(0, len(pairs), 128), "comparing", disable=None):
+        first, second, turns = np.transpose(pairs[start : start + 128])
+        moving = np.stack([np.rot90(images[i], k) for i, k in zip(first, turns, strict=True)])
+        is_copy = agreement(moving, images[second]) > AGREEMENT
+        copies = np.concatenate([copies, np.stack([first, second], 1)[is_copy]])
+    return copies
+
+
+def agreement(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """How alike films are in fine detail, -1 to 1: nearly 1 for a copy.
+
+    It is the median, over the half of the blocks with most detail, of the correlation within a
+    block; with the images registered or as they are, whichever agrees better.
+
+    Args:
+        moving: (P, 96, 96) uint8 thumbnails.
+        fixed: the others of the pairs.
+
+    Returns:
+        (P,) float.
+    """
+    first, second = (
+        torch.from_numpy(upper(side)[:, None].copy()).float() for side in (moving, fixed)
+    )
+    unmoved = torch.eye(2, 3).expand(len(fixed), 2, 3)
+    maps = (unmoved, register(first, second))
+    return torch.stack([_detail_agreement(first, second, theta) for theta in maps]).amax(0).numpy()
+
+
+def _detail_agreement(
+    moving: torch.Tensor, fixed: torch.Tensor, theta: torch.Tensor
+) -> torch.Tensor:
+    grid = affine_grid(theta, list(fixed.shape), align_corners=False)
+    inside = (grid.abs().amax(-1) <= 1)[:, None]
+    warped = grid_sample(moving, grid, padding_mode="border", align_corners=False)
+    first, second = ((image - smooth(image, 7)) * inside for image in (warped, fixed))
+
+    def mean_of_blocks(image: torch.Tensor) -> torch.Tensor:
+        return avg_pool2d(image, 12).flatten(1)
+
+    detail = (mean_of_blocks(first * first) * mean_of_blocks(second * second)).sqrt()
+    correlation = mean_of_blocks(first * second) / (detail + 1e-3)
+    plain = detail < detail.median(1, keepdim=True).values
+    return correlation.masked_fill(plain, torch.nan).nanmedian(1).values
+
+
+def smooth(images: torch.Tensor, width: int) -> torch.Tensor:
+    return avg_pool2d(images, width, 1, width // 2, count_include_pad=False)
+
+
+def register(moving: torch.Tensor, fixed: torch.Tensor, steps: int = 10) -> torch.Tensor:
+    """The affine maps that carry `fixed` onto `moving`, as `affine_grid` takes them: (P, 2, 3).
+
+    Gauss-Newton on squared differences, with gain and offset of the brightness fitted along
+    (Lucas and Kanade, IJCAI 1981; Baker and Matthews, IJCV 56:221, 2004, sec. 2).
+    """
+    count, _, height, width = fixed.shape
+    moving, fixed = smooth(moving, 3), smooth(fixed, 3)
+    dy, dx = torch.gradient(moving, dim=(2, 3))
+    layers = torch.cat([moving, dx * width / 2, dy * height / 2], 1)
+    unmoved = torch.eye(2, 3).expand(count, 2, 3)
+    x, y = affine_grid(unmoved, list(fixed.shape), align_corners=False).unbind(-1)
+    target = fixed - fixed.mean((2, 3), keepdim=True)
+    target = target / target.std((2, 3), keepdim=True).clamp(min=1e-3)
+    theta = unmoved
+    for _ in range(steps):
+        grid = affine_grid(theta, list(fixed.shape), align_corners=False)
+        warped = grid_sample(layers, grid, padding_mode="border", align_corners=False)
+        value, dx, dy = warped.unbind(1)
+        inside = (grid.abs().amax(-1) <= 1).flatten(1)[..., None]
+        terms = [dx * x, dx * y, dx, dy * x, dy * y, dy, value, torch.ones_like(value)]
+        design = torch.stack(terms, -1).flatten(1, 2) * inside
+        normal = design.mT @ design
+        ridge = torch.diag_embed(1e-4 * normal.diagonal(dim1=1, dim2=2) + 1e-3)
+        right = design.mT @ (target.flatten(1)[..., None] * inside)
+        solution = torch.linalg.solve(normal + ridge, right)[..., 0]
+        gain = solution[:, 6:7].clamp(min=1e-3)
+        step = (solution[:, :6] / gain).clamp(-0.05, 0.05).view(count, 2, 3)
+        theta = unmoved + (theta + step - unmoved).clamp(-0.15, 0.15)
+    return theta
