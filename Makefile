@@ -12,9 +12,9 @@ RUN := .venv/bin/python
 
 demo: .venv/ready
 	$(RUN) -m fracture.data.synthetic data/demo/FracAtlas
-	test -d data/demo/split || $(RUN) split_dataset.py --config demo.yaml
-	$(RUN) train.py --config demo.yaml
-	$(RUN) infer.py --config demo.yaml
+	test -d data/demo/split || $(RUN) split_dataset.py --config recipes/demo.yaml
+	$(RUN) train.py --config recipes/demo.yaml
+	$(RUN) infer.py --config recipes/demo.yaml
 
 test: .venv/ready
 	$(RUN) -m ruff check .

@@ -1,7 +1,7 @@
-"""The data set as published: where its files are, and what they are labelled.
+"""The data set as published: where its files are and how they are labelled.
 
 FracAtlas: Abedeen et al., Scientific Data 10:521 (2023), doi 10.1038/s41597-023-02432-4. Any other
-folder with two class folders in it is read the same way, with the classes named as its folders.
+folder with two class folders is read the same way; its classes are named after the folders.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fracture.atomic import files_below
 from fracture.cli import InputError
+from fracture.data.images import files_below
 from fracture.data.manifest import below_class
 
 CLASSES = ("Fractured", "Non_fractured")
-BODY_PARTS = ("hand", "leg", "hip", "shoulder", "mixed")  # mixed: more than one of the others
-TRAITS = (*BODY_PARTS, "hardware", "multiscan", "frontal", "lateral", "oblique")
+BODY_PARTS = ("hand", "leg", "hip", "shoulder", "mixed")  # mixed: several of the others
+VIEWS = ("frontal", "lateral", "oblique")
+TRAITS = (*BODY_PARTS, "hardware", "multiscan", *VIEWS)
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,10 @@ class Radiograph:
         path: where it is.
         image: its path below the root, with "/" on every system.
         label: its class.
-        traits: those of `TRAITS` that dataset.csv says it has, separated by spaces.
+        traits: the `TRAITS` that dataset.csv gives it, separated by spaces.
         note: how the label was decided where folder and table disagree.
-        spare_of: the `image` that stays, if this is the same id in the wrong class folder; or "".
+        duplicate_of: the `image` to keep if this file has the same id but lies in the wrong class
+            folder; else "".
     """
 
     path: Path
@@ -38,11 +40,11 @@ class Radiograph:
     label: str
     traits: str = ""
     note: str = ""
-    spare_of: str = ""
+    duplicate_of: str = ""
 
 
 def body_part(traits: str) -> str:
-    """The body part among an image's traits, "unknown" if there is none."""
+    """The body part among an image's traits, or "unknown"."""
     parts = set(traits.split()).intersection(BODY_PARTS)
     return "mixed" if "mixed" in parts else min(parts, default="unknown")
 
@@ -50,11 +52,11 @@ def body_part(traits: str) -> str:
 def find_radiographs(data_root: Path) -> list[Radiograph]:
     """List every file in the two class folders, sorted by `image`.
 
-    The label is the class folder's name; of FracAtlas in the published spelling (mirrors write
-    `non_fractured`), and checked against dataset.csv if that is there (`_judged`).
+    The label is the class folder's name. FracAtlas' classes get their published spelling (mirrors
+    write `non_fractured`), and are checked against dataset.csv if it is there (`resolve_labels`).
 
     Raises:
-        InputError: there are not two classes, a class has no files, or two files of one name.
+        InputError: there are not two classes with files, or two files of a class share a name.
     """
     found = [
         Radiograph(path, path.relative_to(data_root).as_posix(), label)
@@ -66,9 +68,9 @@ def find_radiographs(data_root: Path) -> list[Radiograph]:
         raise InputError(f"{data_root}: only class {classes} has files; two classes are needed")
     table = data_root / "dataset.csv"
     if classes == sorted(CLASSES) and table.is_file():
-        found = _judged(found, table)
-    places = Counter((item.label, below_class(item.image)) for item in found if not item.spare_of)
-    if twice := [name for (_, name), count in places.items() if count > 1]:
+        found = resolve_labels(found, table)
+    names = Counter((r.label, below_class(r.image)) for r in found if not r.duplicate_of)
+    if twice := [name for (_, name), count in names.items() if count > 1]:
         raise InputError(f"{data_root}: two files of one class are called {twice[0]}; rename one")
     return sorted(found, key=lambda radiograph: radiograph.image)
 
@@ -80,31 +82,29 @@ def _class_folders(data_root: Path) -> dict[Path, str]:
         visible = (path for path in parent.iterdir() if not path.name.startswith("."))
         return sorted(path for path in visible if path.is_dir())
 
-    if not data_root.is_dir():
-        raise InputError(f"{data_root}: no such folder")
     images = next((path for path in folders(data_root) if path.name.lower() == "images"), data_root)
     published = {name.lower(): name for name in CLASSES}
     found = {path: published.get(path.name.lower(), path.name) for path in folders(images)}
     fracatlas = {path: name for path, name in found.items() if name in CLASSES}
     if len(set(fracatlas.values())) == 2:
         if others := ", ".join(found[path] for path in found.keys() - fracatlas.keys()):
-            print(f"{images}: not read, as no class of FracAtlas: {others}")
+            print(f"{images}: not a class of FracAtlas, left out: {others}")
         return fracatlas
     if len(found) != 2:
         there = ", ".join(found.values()) or "none"
         raise InputError(
-            f"{images}: two class folders are needed, here are: {there}; "
-            "pass --data_root FOLDER (FracAtlas' own holds images/ and dataset.csv)"
+            f"{images}: two class folders are needed, found: {there}; pass --data_root FOLDER "
+            "(FracAtlas' folder holds images/ and dataset.csv)"
         )
     return found
 
 
-def _judged(found: list[Radiograph], table: Path) -> list[Radiograph]:
-    """Label each file by the majority of its three witnesses, and note where they disagree.
+def resolve_labels(found: list[Radiograph], table: Path) -> list[Radiograph]:
+    """Label each file by the majority of three label sources, and note where they disagree.
 
-    The witnesses are its class folder, `fractured` in dataset.csv and `fracture_count` > 0 there.
-    They disagree on IMG0003298 of the first release (Fractured by two of three), and of the two
-    files with one id that v7 has in both class folders, one lies in the wrong one: it is spare.
+    The sources are the class folder, `fractured` in dataset.csv, and `fracture_count` > 0 there.
+    They disagree on IMG0003298 of the first release (Fractured by two of three). Release v7 has
+    two ids in both class folders: the file in the wrong one is a duplicate.
 
     Raises:
         InputError: dataset.csv is not FracAtlas' own.
@@ -113,26 +113,24 @@ def _judged(found: list[Radiograph], table: Path) -> list[Radiograph]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             for row in csv.DictReader(file):
-                name, flag, count = row["image_id"], int(row["fractured"]), row["fracture_count"]
+                name, flag = row["image_id"], int(row["fractured"])
                 if name in rows or flag not in (0, 1):
                     raise ValueError(f"{name} is listed twice, or fractured is not 0 or 1")
-                rows[name] = (flag == 1, int(count) > 0, row)
+                rows[name] = (flag == 1, int(row["fracture_count"]) > 0, row)
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{table}: not FracAtlas' table ({error}); mend or remove it") from error
-    if not rows:
-        raise InputError(f"{table}: no images in it; mend or remove it")
-    home = {(item.path.name, item.label): item.image for item in found}
+    in_folder = {(item.path.name, item.label): item.image for item in found}
 
-    def judge(item: Radiograph) -> Radiograph:
+    def resolve(item: Radiograph) -> Radiograph:
         if item.path.name not in rows:
             return replace(item, note="label: the folder's, not in dataset.csv")
-        flag, some, row = rows[item.path.name]
+        flag, counted, row = rows[item.path.name]
+        votes = (item.label == CLASSES[0], flag, counted)
+        label = CLASSES[0] if sum(votes) >= 2 else CLASSES[1]
         traits = " ".join(trait for trait in TRAITS if row.get(trait) == "1")
-        folder = item.label == CLASSES[0]
-        label = CLASSES[0] if folder + flag + some >= 2 else CLASSES[1]
-        other = home.get((item.path.name, label), "") if label != item.label else ""
         note = f"label: folder {item.label}, fractured {row['fractured']}, fracture_count "
-        note = "" if folder == flag == some else f"{note}{row['fracture_count']}; the majority's"
-        return replace(item, label=label, traits=traits, note=note, spare_of=other)
+        note = f"{note}{row['fracture_count']}; the majority's" if len({*votes}) > 1 else ""
+        other = in_folder.get((item.path.name, label), "") if label != item.label else ""
+        return replace(item, label=label, traits=traits, note=note, duplicate_of=other)
 
-    return [judge(item) for item in found]
+    return [resolve(item) for item in found]

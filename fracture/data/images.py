@@ -1,14 +1,14 @@
-"""One file to one tensor, and many as a data set."""
+"""One file to one grey tensor, or the reason why it is not an image."""
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import io
 import logging
+import os
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,77 +21,87 @@ from fracture.cli import one_line
 from fracture.config import Fit
 from fracture.data.dicom import MAX_PIXELS, is_dicom, read_dicom
 
-# Part of the features' key: raise it with every change to what load_image or Backbone.forward give.
+# Part of the features' cache key: raise it whenever load_image or Backbone.forward change.
 PREPROCESSING_VERSION = 1
 
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # it warns of these, and refuses twice as many
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above this and refuses twice as many
 
-# What is wrong with a file is said where its name stands; not, besides, by the decoders.
+# A file's fault is reported beside its name, so the decoders need not report it too.
 warnings.filterwarnings("ignore", module=r"PIL\.|pydicom\.")
-_decoders = ctypes.CDLL(Image.core.__file__)
 logging.getLogger("PIL").addHandler(logging.NullHandler())
-for _handler in ("TIFFSetErrorHandler", "TIFFSetErrorHandlerExt"):
-    if hasattr(_decoders, _handler):  # libtiff prints by itself
-        getattr(_decoders, _handler)(None)
 
-# What Pillow raises for a file that is not a whole image. Truncated files must fail here:
-# LOAD_TRUNCATED_IMAGES would fill them up with grey, and in FracAtlas that grey spells the label.
-UNREADABLE = (
+# What Pillow raises for a file that is not a complete image. Truncated files must fail here:
+# LOAD_TRUNCATED_IMAGES fills them up with grey, and in FracAtlas that grey gives the label away.
+IMAGE_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
     *(EOFError, ArithmeticError, MemoryError, struct.error, Image.DecompressionBombError),
 )
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a file is: sha256 of its bytes and of its upright grey pixels, and why it is no image.
+class ImageReport:
+    """What a file is.
 
-    The digests are hexadecimal, "" where there is none; so is the fault of a good file. The
-    thumbnail is (96, 96) uint8, upright, without blank margins and squashed; black for a bad file.
+    Attributes:
+        sha256: of its bytes, hexadecimal; "" if it cannot be read.
+        pixels: sha256 of its upright grey pixels, hexadecimal; "" if it is not an image.
+        error: why it is not an image; "" for a good file.
+        thumbnail: (96, 96) uint8, upright, without blank margins; black if it is not an image.
     """
 
     sha256: str = ""
     pixels: str = ""
-    fault: str = ""
+    error: str = ""
     thumbnail: np.ndarray = field(default_factory=lambda: np.zeros((96, 96), np.uint8))
 
 
-def inspect(path: Path) -> Finding:
-    """Decode a file fully: `open()` and `verify()` pass on FracAtlas' truncated JPEGs."""
+def scan_image(path: Path) -> ImageReport:
+    """Decode a file fully: `open()` and `verify()` accept FracAtlas' truncated JPEGs."""
     digest = ""
     if path.name.startswith("."):
-        return Finding(fault="hidden file")
+        return ImageReport(error="hidden file")
     try:
         content = read_file(path)
         digest = hashlib.sha256(content).hexdigest()
         grey = read_grey(content)
-    except UNREADABLE as error:
-        return Finding(digest, fault=_reason(error))
+    except IMAGE_ERRORS as error:
+        return ImageReport(digest, error=describe(error))
     pixels = hashlib.sha256(f"{grey.size}".encode() + grey.tobytes()).hexdigest()
     thumbnail = grey.resize((96, 96), Image.Resampling.BOX, box=content_box(grey))
-    return Finding(digest, pixels, thumbnail=np.array(thumbnail))
+    return ImageReport(digest, pixels, thumbnail=np.array(thumbnail))
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files at any depth. A link to a folder is listed, not followed.
+
+    Raises:
+        OSError: a folder cannot be read; `Path.rglob` would silently skip it.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        yield from (Path(parent, name) for name in files)
+        yield from (path for name in folders if (path := Path(parent, name)).is_symlink())
 
 
 def read_file(path: Path) -> bytes:
-    """The file's bytes; a pipe would have us wait for ever.
-
-    Raises:
-        UNREADABLE: it is something else than a file, or cannot be read.
-    """
+    """The file's bytes. Reading a pipe would wait forever, so only regular files are read."""
     if path.exists() and not path.is_file():
-        raise ValueError("no regular file")
+        raise ValueError("not a regular file")
     return path.read_bytes()
 
 
 def content_box(grey: Image.Image) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a film without its blank margins and its outermost 2 %.
 
-    Padding and a cassette's frame would make different films alike: they have more contrast than
-    bones have. The lower margin stays: a film that was cut off is blank there.
+    Padding and a cassette's frame have more contrast than bones, so they would make different
+    films look alike. The lower margin stays: a truncated film is blank there.
     """
     levels = np.asarray(grey)
     box = []
-    for axis in (0, 1):  # columns, then rows; JPEG leaves some levels of noise on a blank line
+    for axis in (0, 1):  # columns, then rows; JPEG leaves a little noise on a blank line
         busy = np.flatnonzero(levels.max(axis) - levels.min(axis) > 8)
         first, last = (int(busy[0]), int(busy[-1]) + 1) if len(busy) else (0, grey.size[axis])
         rim = (last - first) // 50
@@ -100,30 +110,30 @@ def content_box(grey: Image.Image) -> tuple[int, int, int, int]:
     return left, top, right, grey.height
 
 
-def _reason(error: Exception) -> str:
-    # In place of the file, Pillow and Python name objects and paths that the reader knows already.
+def describe(error: Exception) -> str:
+    """Why an image cannot be read, without the object names and paths of Pillow and Python."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
     return getattr(error, "strerror", None) or one_line(error)
 
 
 def read_grey(content: bytes, at_least: int = 0) -> Image.Image:
-    """Decode a radiograph upright and in 8-bit grey.
+    """Decode a radiograph, upright and in 8-bit grey.
 
     Args:
-        content: a file of any kind that Pillow reads, with one frame of integer grey levels or
-            colours. Of more than 8 bits the upper 8 of those in use count: 12-bit films come in
-            16-bit files.
-        at_least: a JPEG may be decoded smaller, down to this many pixels on each side; 0 does not.
+        content: a file that Pillow reads, or DICOM, with one frame of integer grey levels or
+            colours. Of more than 8 bits the upper 8 in use count: 12-bit films come in 16-bit
+            files.
+        at_least: a JPEG may be decoded smaller, down to this many pixels a side; 0: full size.
 
     Raises:
-        UNREADABLE: it is not a whole image.
+        IMAGE_ERRORS: it is not a complete image.
     """
     if is_dicom(content):
         return read_dicom(content)
     with Image.open(io.BytesIO(content)) as image:
         frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # a camera's JPEG, with previews behind the image
+        if frames > 1 and image.format != "MPO":  # MPO: a camera's JPEG with previews behind it
             raise ValueError(f"{frames} frames; export the one you mean")
         if image.format == "EPS":
             raise ValueError("PostScript, a program that would have to be run")
@@ -144,43 +154,47 @@ def load_image(content: bytes, size: int, fit: Fit) -> np.ndarray:
 
     Args:
         content: the file, as for `read_grey`.
-        size: pixels on a side.
+        size: pixels a side.
         fit: "squash" ignores the proportions, as the published protocol does (arXiv 2406.15958);
             "letterbox" keeps them and pads with black.
 
     Raises:
-        UNREADABLE: it is not a whole image.
+        IMAGE_ERRORS: it is not a complete image.
     """
-    grey = read_grey(content, at_least=2 * size)  # twice: the resize below sets the quality
+    grey = read_grey(content, at_least=2 * size)  # twice: then the resize sets the quality
     if fit == "squash":
         return np.array(grey.resize((size, size), Image.Resampling.BILINEAR))
     return np.array(ImageOps.pad(grey, (size, size), Image.Resampling.BILINEAR))
 
 
-class ImageFiles(Dataset):
-    """Files as (index, (size, size) uint8 tensor, reason); an unreadable one is black.
+def load_or_explain(
+    path: Path, size: int, fit: Fit, digest: str | None = None
+) -> tuple[torch.Tensor, str]:
+    """A file as (size, size) uint8 and "", or black and the reason why it is unreadable.
 
     Args:
-        paths: the files.
-        digests: the sha256 that each must have, so that no other image is taken for it; or None.
-        size: pixels on a side.
+        path: the file.
+        size: pixels a side.
         fit: as in `load_image`.
+        digest: the sha256 that the file must have, so that no other image is taken for it.
     """
+    try:
+        content = read_file(path)
+        if digest and hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError("changed since the split was made")
+        return torch.from_numpy(load_image(content, size, fit)), ""
+    except IMAGE_ERRORS as error:
+        return torch.zeros(size, size, dtype=torch.uint8), describe(error)
 
-    def __init__(
-        self, paths: Sequence[Path], digests: Sequence[str] | None, size: int, fit: Fit
-    ) -> None:
-        self.paths, self.digests, self.size, self.fit = paths, digests, size, fit
+
+class ImageFiles(Dataset):
+    """Files of any folder as (image, reason), as `load_or_explain` returns them."""
+
+    def __init__(self, paths: Sequence[Path], size: int, fit: Fit) -> None:
+        self.paths, self.size, self.fit = paths, size, fit
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[int, torch.Tensor, str]:
-        try:
-            content = read_file(self.paths[index])
-            if self.digests and hashlib.sha256(content).hexdigest() != self.digests[index]:
-                raise ValueError("changed since the split was made")
-            return index, torch.from_numpy(load_image(content, self.size, self.fit)), ""
-        except UNREADABLE as error:
-            black = torch.zeros(self.size, self.size, dtype=torch.uint8)
-            return index, black, _reason(error)
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
+        return load_or_explain(self.paths[index], self.size, self.fit)

@@ -14,12 +14,11 @@ import yaml
 from tqdm import tqdm
 
 from fracture.cli import InputError
-from fracture.config import read_settings
 
 SPLITS = ("train", "val", "test")
 FILE_NAME = "manifest.csv"
 CHECKSUM = f"{FILE_NAME}.sha256"
-SPLIT_ANEW = "split anew: python split_dataset.py --force"
+SPLIT_AGAIN = "split again: python split_dataset.py --force"
 HEADER = ["image", "class", "split", "group", "reason", "sha256", "traits"]
 
 
@@ -32,9 +31,9 @@ class Row:
         label: class name.
         split: train, val, test or excluded.
         group: files of one group are copies of each other and share a split.
-        reason: why it is excluded, or how its label was decided; else "".
+        reason: why the file is excluded, or how its label was decided; else "".
         sha256: of the file's bytes, hexadecimal.
-        traits: what dataset.csv says of it, as in "leg multiscan frontal".
+        traits: from dataset.csv, as in "leg multiscan frontal".
     """
 
     image: str
@@ -46,26 +45,9 @@ class Row:
     traits: str = ""
 
     @property
-    def place(self) -> str:
+    def path(self) -> str:
         """Path below the split's folder, as in `train/Fractured/IMG0000019.jpg`."""
         return f"{self.split}/{self.label}/{below_class(self.image)}"
-
-
-@dataclass(frozen=True)
-class Split:
-    """The images of one split or several, in the order of their places.
-
-    Attributes:
-        folder: holds train/, val/, test/ and the manifest.
-        rows: the images.
-        classes: class names in alphabetical order, as torchvision's ImageFolder numbers them.
-        sha256: of the manifest file, hexadecimal; the name of the split.
-    """
-
-    folder: Path
-    rows: list[Row]
-    classes: list[str]
-    sha256: str
 
 
 def below_class(image: str) -> str:
@@ -95,129 +77,80 @@ def read_manifest(split_dir: Path) -> tuple[list[Row], str]:
     Raises:
         InputError: there is no split here, or its manifest is damaged.
     """
-    path = split_dir / FILE_NAME
+    path, noted = split_dir / FILE_NAME, split_dir / CHECKSUM
     if (split_dir / "fold-1").is_dir():
         raise InputError(f"{split_dir} holds folds; take one: --split_dir {split_dir}/fold-1")
     if not path.is_file():
         raise InputError(f"{split_dir}: no split here; make one: python split_dataset.py")
     content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if not (noted.is_file() and noted.read_bytes().startswith(digest.encode())):
+        raise InputError(
+            f"{path}: damaged, it does not match {CHECKSUM}; remove {split_dir} if nothing else is "
+            "in it, and split again: python split_dataset.py"
+        )
     text = content.decode("utf-8", errors="surrogateescape")
-    try:
-        header, *lines = [*csv.reader(io.StringIO(text, newline=""))] or [[]]
-    except csv.Error:
-        header, lines = [], []
-    digest, noted = hashlib.sha256(content).hexdigest(), split_dir / CHECKSUM
-    whole = noted.is_file() and noted.read_bytes().startswith(digest.encode())
-    whole &= header == HEADER and all(len(line) == len(HEADER) for line in lines)
-    rows = [Row(*line) for line in lines] if whole else []
-    if (
-        not rows
-        or len({row.image for row in rows}) < len(rows)
-        or not {row.split for row in rows} <= {*SPLITS, "excluded"}
-    ):
-        raise InputError(
-            f"{path}: damaged, or not as {CHECKSUM} says; if nothing else is in {split_dir}, "
-            "remove it and split anew: python split_dataset.py"
-        )
-    return rows, digest
-
-
-def read_split(split_dir: Path, *names: str) -> Split:
-    """Read splits from the manifest, and check that their folders hold exactly what it says.
-
-    Raises:
-        InputError: there is no split of two classes here, or a file is missing, extra or in another
-            class.
-    """
-    all_rows, digest = read_manifest(split_dir)
-    rows = sorted((row for row in all_rows if row.split in names), key=lambda row: row.place)
-    listed = {row.place for row in rows}
-    files = (file for name in names for file in (split_dir / name).rglob("[!.]*"))
-    there = {file.relative_to(split_dir).as_posix() for file in files if not file.is_dir()}
-    if odd := sorted(listed ^ there):
-        missing = odd[0] in listed
-        fault = "is missing" if missing else f"is not in {FILE_NAME}"
-        advice = SPLIT_ANEW if missing else "move it away"
-        raise InputError(
-            f"{split_dir / odd[0]} {fault} (files that disagree: {len(odd)}); {advice}"
-        )
-    classes = sorted({row.label for row in all_rows})
-    if len(classes) != 2:
-        raise InputError(f"{split_dir / FILE_NAME}: two classes are needed, not {classes}")
-    return Split(split_dir, rows, classes, digest)
+    _, *lines = csv.reader(io.StringIO(text, newline=""))
+    return [Row(*line) for line in lines], digest
 
 
 def source_of(split_dir: Path) -> Path:
-    """The data set that a split was made of, as its config.yaml says.
-
-    Raises:
-        InputError: that file does not say it.
-    """
+    """The data set that a split was made from, according to the split's config.yaml."""
     file = split_dir / "config.yaml"
     try:
-        return Path(read_settings(file)["data_root"])
+        return Path(yaml.safe_load(file.read_text())["data_root"])
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{file}: damaged; {SPLIT_ANEW}") from error
+        raise InputError(f"{file}: damaged; {SPLIT_AGAIN}") from error
 
 
 def holds_split(folder: Path) -> bool:
-    """Whether a folder holds a split, or folds, and no file besides."""
+    """True if a folder holds a split, or folds, and no other file."""
     splits = [*folder.glob("fold-*")] or [folder]
     if not all((split / FILE_NAME).is_file() for split in splits):
         return False
-    listed = {
-        split / place
+    ours = {
+        split / name
         for split in splits
-        for place in (
-            FILE_NAME,
-            CHECKSUM,
-            "config.yaml",
-            *(row.place for row in read_manifest(split)[0]),
-        )
+        for name in (FILE_NAME, CHECKSUM, "config.yaml", *(r.path for r in read_manifest(split)[0]))
     }
-    return {path for path in folder.rglob("*") if not path.is_dir()} <= listed
+    return {path for path in folder.rglob("*") if not path.is_dir()} <= ours
 
 
 def check_splits(split_dir: Path) -> None:
-    """Verify a split, or all folds of one.
+    """Verify a split, or all folds of one, and print a line for each.
 
     Raises:
-        InputError: a fold is missing or of another making, besides what `check_split` finds.
+        InputError: a file is missing, extra or changed, a group is in two splits, or the folds do
+            not test every image once.
     """
     folders = sorted(split_dir.glob("fold-*"))
     if not holds_split(split_dir):
-        raise InputError(f"{split_dir}: no split, or other files besides: move those away")
+        raise InputError(f"{split_dir}: no split, or other files beside it: move those away")
     tested: Counter[str] = Counter()
     for folder in folders or [split_dir]:
-        check_split(folder)
-        tested.update(row.image for row in read_split(folder, "test").rows)
-    if folders and tested != Counter(row.image for row in read_split(folders[0], *SPLITS).rows):
-        raise InputError(f"{split_dir}: the folds do not test each image once; {SPLIT_ANEW}")
+        rows = check_split(folder)
+        tested.update(row.image for row in rows if row.split == "test")
+    if folders and tested != Counter(row.image for row in rows):
+        raise InputError(f"{split_dir}: the folds do not test each image once; {SPLIT_AGAIN}")
+
+
+def check_split(split_dir: Path) -> list[Row]:
+    """Verify one split, as `check_splits`, and return its rows."""
+    rows = [row for row in read_manifest(split_dir)[0] if row.split != "excluded"]
+    split_of: dict[str, str] = {}
+    for row in tqdm(rows, "checking", disable=None):
+        check_unchanged(split_dir, row)
+        for name in (row.group, row.sha256):
+            if split_of.setdefault(name, row.split) != row.split:
+                raise InputError(f"{row.path}: a copy is in {split_of[name]}; {SPLIT_AGAIN}")
+    print(f"{split_dir}: {len(rows):,} files as in {FILE_NAME}, no group in two splits")
+    return rows
 
 
 def check_unchanged(split_dir: Path, row: Row) -> None:
-    """Verify a file of a split.
-
-    Raises:
-        InputError: it has other bytes than when the split was made.
-    """
-    content = (split_dir / row.place).read_bytes()
-    if hashlib.sha256(content).hexdigest() != row.sha256:
-        raise InputError(f"{split_dir / row.place} has changed; {SPLIT_ANEW}")
-
-
-def check_split(split_dir: Path) -> None:
-    """Verify that a split's files are those of its manifest, and that no group straddles it.
-
-    Raises:
-        InputError: a file is missing, extra, changed or in another class, or a group is torn apart.
-    """
-    rows = read_split(split_dir, *SPLITS).rows
-    for row in tqdm(rows, "checking", disable=None):
-        check_unchanged(split_dir, row)
-    home: dict[str, str] = {}
-    for row in rows:
-        for name in (row.group, row.sha256):
-            if home.setdefault(name, row.split) != row.split:
-                raise InputError(f"{row.place}: a copy of it is in {home[name]}; {SPLIT_ANEW}")
-    print(f"{split_dir}: {len(rows):,} files, each as {FILE_NAME} says, no group in two splits")
+    """Verify that a file has the bytes that it had when the split was made."""
+    path = split_dir / row.path
+    if not path.is_file():
+        raise InputError(f"{path} is missing; {SPLIT_AGAIN}")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != row.sha256:
+        raise InputError(f"{path} has changed; {SPLIT_AGAIN}")

@@ -1,8 +1,8 @@
-"""Which images are copies of each other, judged by nothing but their pixels.
+"""Which images are copies of each other, judged by their pixels alone.
 
 Copies of the same pixels share a hash. A near-copy was re-encoded, rescaled, trimmed by a few
-pixels, brightened, turned, or covered at its lower edge (FracAtlas holds cut-off files saved again
-with grey below, so only the upper three quarters are looked at). Three steps find them:
+pixels, brightened, turned, or covered at its lower edge (FracAtlas holds truncated files that were
+saved again with grey below, so only the upper three quarters are compared). Three steps find them:
 
 1. `descriptors`: 64 low frequencies of a thumbnail, as in a perceptual hash (Zauner,
    "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, sec. 3.2) but not
@@ -30,17 +30,17 @@ from tqdm import tqdm
 from fracture.data.manifest import Row, join_reasons
 
 # Chosen on FracAtlas, whose copies are nearer than 0.1 to each other and agree by 0.94 or more;
-# films of two patients agree by 0.81 at most. See README, "The split".
+# films of two patients agree by 0.81 at most. See docs/split.md.
 RADIUS = 0.2
 NEIGHBOURS = 4
 AGREEMENT = 0.9
 
 
 def exclude_copies(rows: Sequence[Row], thumbnails: Mapping[str, np.ndarray]) -> list[Row]:
-    """Put copies into one group, and exclude what would count twice or contradicts itself.
+    """Put copies into one group, and exclude those that would count twice or contradict each other.
 
     Of files with the same pixels the first by name stays. Near-copies stay too, in one group. If
-    the labels within a group differ, all of it is excluded: nobody knows which label is right.
+    the labels within a group differ, the whole group is excluded: nobody knows the right one.
 
     Args:
         rows: `group` is the digest of the pixels; those already excluded stay as they are.
@@ -80,7 +80,7 @@ def upper(images: np.ndarray) -> np.ndarray:
 def descriptors(thumbnails: np.ndarray) -> np.ndarray:
     """(N, 96, 96) uint8 thumbnails to (N, 8, 8) DCT coefficients of unit norm, lowest first.
 
-    The image is faded out towards its edges, where trimming and burnt-in markers change it.
+    The image fades out towards its edges, which trimming and burnt-in markers change.
     """
     small = upper(thumbnails).reshape(-1, 24, 3, 32, 3).mean((2, 4), dtype=np.float32)
     window = np.sqrt(np.outer(np.hanning(26)[1:-1], np.hanning(34)[1:-1]), dtype=np.float32)
@@ -90,7 +90,7 @@ def descriptors(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def candidates(known: np.ndarray, turned: np.ndarray) -> np.ndarray:
-    """Pairs that may be copies: to each turned image its nearest known ones within `RADIUS`.
+    """Pairs that may be copies: for each turned image the nearest known ones within `RADIUS`.
 
     Args:
         known: (N, 8, 8) descriptors.
@@ -122,8 +122,8 @@ def near_copies(thumbnails: Sequence[np.ndarray]) -> np.ndarray:
     hashes = [descriptors(np.rot90(images, turns, axes=(1, 2))) for turns in range(4)]
     compared: set[tuple[int, int, int]] = set()
     while True:
-        # One image stands for each group, or a family's many copies would be all the neighbours
-        # that any of them has, and hide the rest of the family.
+        # One image represents each group: otherwise many copies of one film would be each other's
+        # only neighbours, and hide further copies of it.
         first = np.unique(groups, return_index=True)[1]
         found = set()
         for turns in range(4):
@@ -138,7 +138,7 @@ def near_copies(thumbnails: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _copies_among(images: np.ndarray, pairs: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """Of pairs (first image, second, quarter turns of the first) those that agree, as (P, 2)."""
+    """The pairs (first image, second, quarter turns of the first) that agree, as (P, 2)."""
     copies = np.zeros((0, 2), int)
     for start in tqdm(range(0, len(pairs), 128), "comparing", disable=None):
         first, second, turns = np.transpose(pairs[start : start + 128])
@@ -149,14 +149,14 @@ def _copies_among(images: np.ndarray, pairs: Sequence[tuple[int, int, int]]) -> 
 
 
 def agreement(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
-    """How alike films are in fine detail, -1 to 1: nearly 1 for a copy.
+    """How well pairs of films agree in fine detail, from -1 to 1: nearly 1 for a copy.
 
-    It is the median, over the half of the blocks with most detail, of the correlation within a
-    block; with the images registered or as they are, whichever agrees better.
+    The correlation is taken block by block; the result is its median over the half of the blocks
+    with most detail, with the images registered or as they are, whichever agrees better.
 
     Args:
         moving: (P, 96, 96) uint8 thumbnails.
-        fixed: the others of the pairs.
+        fixed: (P, 96, 96) uint8, the other image of each pair.
 
     Returns:
         (P,) float.
@@ -191,9 +191,9 @@ def smooth(images: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def register(moving: torch.Tensor, fixed: torch.Tensor, steps: int = 10) -> torch.Tensor:
-    """The affine maps that carry `fixed` onto `moving`, as `affine_grid` takes them: (P, 2, 3).
+    """Affine maps from `fixed` to `moving`, as `affine_grid` takes them: (P, 2, 3).
 
-    Gauss-Newton on squared differences, with gain and offset of the brightness fitted along
+    Gauss-Newton on squared differences, with gain and offset of the brightness fitted as well
     (Lucas and Kanade, IJCAI 1981; Baker and Matthews, IJCV 56:221, 2004, sec. 2).
     """
     count, _, height, width = fixed.shape

@@ -4,73 +4,128 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 from PIL import Image
 from scipy.special import expit
-from tqdm import tqdm
+from torch.utils.data import Subset
 
 from fracture.cli import InputError, one_line
 from fracture.config import Fit
-from fracture.data.images import load_image, read_grey
-from fracture.evaluation.metrics import Figure, figure, proportion, resample
+from fracture.data.images import read_grey
+from fracture.data.manifest import Row, source_of
+from fracture.data.split_folder import SplitFolder
+from fracture.evaluation.metrics import Metric, group_bootstrap, metric, proportion
+from fracture.features.extract import Compute, run_batches
 from fracture.models.backbone import build_backbone
 from fracture.models.classifier import Classifier
 
 BOXES = "Annotations/COCO JSON/COCO_fracture_masks.json"
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of width and height
+Film = tuple[str, float, Image.Image]  # file name, probability, the film with its heat map
 
 
-def heat_maps(classifier: Classifier, paths: Sequence[Path]) -> list[np.ndarray]:
-    """The heat of each image, upright and in its own frame: (height, width) float32 logits."""
-    recipe = classifier.recipe
-    backbone = build_backbone(recipe.backbone, recipe.image_size, recipe.weights)
-    heats = []
-    for path in tqdm(paths, "heat maps", unit=" images", disable=None):
-        content = path.read_bytes()
-        image = torch.from_numpy(load_image(content, recipe.image_size, recipe.fit))
-        heat = classifier.heat(backbone, image[None])[0]
-        heats.append(in_frame(heat, read_grey(content).size, recipe.fit))
-    return heats
+def explain_test(
+    classifier: Classifier,
+    folder: SplitFolder,
+    rows: Sequence[Row],
+    p: np.ndarray,
+    compute: Compute,
+) -> tuple[dict[str, list[Film]], dict[str, Any] | None]:
+    """Heat maps of the worst misses and false alarms, and how well those of fractures point.
+
+    Args:
+        classifier: from `load_classifier`; its head is linear.
+        folder: the test folder.
+        rows: the N readable images of it.
+        p: (N,) their probabilities.
+        compute: where the backbone runs.
+
+    Returns:
+        The films by heading, and the `localisation`, None if the data set has no boxes.
+
+    Raises:
+        InputError: an image has changed since the split was made.
+    """
+    is_positive = np.array([row.label == classifier.classes[0] for row in rows])
+    worst = worst_cases(is_positive, p)
+    source = source_of(folder.split_dir)
+    boxes = read_boxes(source.with_suffix("") if source.suffix == ".zip" else source)
+    boxed = [i for i in np.flatnonzero(is_positive).tolist() if Path(rows[i].image).name in boxes]
+    wanted = sorted({*boxed, *(i for some in worst.values() for i in some)})
+    position = {row.path: i for i, row in enumerate(folder.rows)}
+    images: Subset = Subset(folder, [position[rows[i].path] for i in wanted])
+    backbone, size = build_backbone(classifier.spec, compute.device), classifier.spec.image_size
+    heats: dict[int, np.ndarray] = {}
+    for done, maps, bad in run_batches(
+        lambda batch: classifier.cam(backbone.feature_maps(batch)),
+        images, size, compute, "heat maps",
+    ):  # fmt: skip
+        if bad:
+            first, reason = next(iter(bad.items()))
+            raise InputError(f"{folder.split_dir / rows[wanted[first]].path}: {reason}")
+        heats |= {wanted[i]: heat for i, heat in zip(done, maps, strict=True)}
+
+    def film_and_heat(i: int) -> tuple[Image.Image, np.ndarray]:
+        film = read_grey((folder.split_dir / rows[i].path).read_bytes())
+        return film, in_frame(heats[i], film.size, classifier.spec.fit)
+
+    def name(i: int) -> str:
+        return Path(rows[i].image).name
+
+    films = {
+        heading: [(name(i), float(p[i]), overlay(*film_and_heat(i), longest=400)) for i in some]
+        for heading, some in worst.items()
+    }
+    scored = ((film_and_heat(i)[1], boxes[name(i)]) for i in boxed)
+    return films, localisation(scored) if boxed else None
+
+
+def worst_cases(is_positive: np.ndarray, p: np.ndarray, most: int = 6) -> dict[str, list[int]]:
+    """Positions of the most confident misses and false alarms at 0.5, the worst first."""
+    order = np.argsort(p).tolist()
+    return {
+        "Worst misses": [i for i in order if is_positive[i] and p[i] < 0.5][:most],
+        "Worst false alarms": [i for i in order[::-1] if not is_positive[i] and p[i] >= 0.5][:most],
+    }
 
 
 def in_frame(heat: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:
-    """Carry a square heat map into a frame of (width, height), undoing `fit`."""
+    """Resize an (h, w) heat map to a film of (width, height), undoing `fit`; float32."""
     side = max(size)
     square = Image.fromarray(heat.astype(np.float32))
     if fit == "squash":
         return np.asarray(square.resize(size, Image.Resampling.BICUBIC))
     left, top = (side - size[0]) // 2, (side - size[1]) // 2
-    whole = square.resize((side, side), Image.Resampling.BICUBIC)
-    return np.asarray(whole.crop((left, top, left + size[0], top + size[1])))
+    padded = square.resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(padded.crop((left, top, left + size[0], top + size[1])))
 
 
-def overlay(path: Path, heat: np.ndarray, longest: int | None = None) -> Image.Image:
-    """The film with its heat laid over it, RGB, at its own resolution or at most `longest` pixels.
+def overlay(film: Image.Image, heat: np.ndarray, longest: int | None = None) -> Image.Image:
+    """The film with its heat map over it, RGB, at its own size or at most `longest` pixels.
 
     Inferno's lightness rises evenly, so the map reads alike with any colour vision.
     """
-    film = np.asarray(read_grey(path.read_bytes()).convert("RGB"), dtype=float)
-    p = expit(heat)  # on one scale for all films
+    grey = np.asarray(film.convert("RGB"), dtype=np.float32)
+    p = expit(heat)  # one scale for all films
     colour = matplotlib.colormaps["inferno"](p)[..., :3] * 255
     share = 0.65 * p[..., None]
-    image = Image.fromarray(((1 - share) * film + share * colour).astype(np.uint8))
+    image = Image.fromarray(((1 - share) * grey + share * colour).astype(np.uint8))
     if longest:
         image.thumbnail((longest, longest))
     return image
 
 
 def read_boxes(data_root: Path) -> dict[str, list[Box]]:
-    """The fracture boxes of each image, by file name; none if the data set has no such file.
+    """The fracture boxes of each image, by file name; empty if the data set has no boxes.
 
     Raises:
-        InputError: it is there, and not FracAtlas' own.
+        InputError: the file is there, but is not FracAtlas' own.
     """
     file = data_root / BOXES
     if not file.is_file():
@@ -89,50 +144,41 @@ def read_boxes(data_root: Path) -> dict[str, list[Box]]:
     return dict(boxes)
 
 
-def inside(boxes: Sequence[Box], shape: tuple[int, int]) -> np.ndarray:
-    """(height, width) bool: which pixels' centres lie in a box."""
+def inside(boxes: Sequence[Box], shape: tuple[int, ...]) -> np.ndarray:
+    """(height, width) bool: the pixels whose centres lie in a box."""
     y = (np.arange(shape[0]) + 0.5)[:, None] / shape[0]
     x = (np.arange(shape[1]) + 0.5)[None] / shape[1]
-    parts = [(left <= x) & (x < right) & (top <= y) & (y < low) for left, top, right, low in boxes]
-    return np.any(parts, axis=0)
+    masks = [(left <= x) & (x < right) & (top <= y) & (y < low) for left, top, right, low in boxes]
+    return np.any(masks, axis=0)
 
 
-def localisation(heats: Mapping[str, np.ndarray], boxes: Mapping[str, list[Box]]) -> dict[str, Any]:
+def localisation(films: Iterable[tuple[np.ndarray, list[Box]]]) -> dict[str, Any]:
     """How often the hottest pixel lies in a box, and how much of the heat does.
 
     The pointing game (Zhang et al., IJCV 126:1084, 2018, without its tolerance) and the energy in
-    the box (Wang et al., "Score-CAM", CVPRW 2020, sec. 4.3), beside what a map without knowledge
-    reaches: the same heat everywhere, or a blob in the middle (deviation: a quarter of a side).
+    the box (Wang et al., "Score-CAM", CVPRW 2020, sec. 4.3), beside those of maps without
+    knowledge: uniform heat, or a blob in the middle (standard deviation: a quarter of a side).
 
     Args:
-        heats: (height, width) logits of each image, by file name; energy is their probability.
-        boxes: of each of these images.
+        films: (height, width) log-odds and boxes of each; energy is the heat's probability.
     """
-    results = defaultdict(list)
-    for name, heat in heats.items():
-        box = inside(boxes[name], (heat.shape[0], heat.shape[1]))
+    hits, energies, areas = defaultdict(list), defaultdict(list), []
+    for heat, boxes in films:
+        box = inside(boxes, heat.shape)
         y, x = (np.linspace(-1, 1, length) for length in heat.shape)
         blob = np.exp(-2 * (x[None] ** 2 + y[:, None] ** 2))
         for title, picture, energy in (("map", heat, expit(heat)), ("centred blob", blob, blob)):
-            results[f"{title} hits"].append(box.flat[picture.argmax()])
-            results[f"{title} energy"].append(energy[box].sum() / energy.sum())
-        results["box area"].append(box.mean())
-    count = len(heats)
-    weights = resample(np.arange(count))
+            hits[title].append(bool(box.flat[picture.argmax()]))
+            energies[title].append(energy[box].sum() / energy.sum())
+        areas.append(box.mean())
+    count = len(areas)
+    weights = group_bootstrap(np.arange(count))
 
-    def mean(values: Sequence[float]) -> Figure:
-        return figure(float(np.mean(values)), weights @ np.array(values) / count, count)
+    def mean(values: Sequence[float]) -> Metric:
+        return metric(float(np.mean(values)), weights @ np.array(values) / count, count)
 
-    uniform = mean(results["box area"])  # a random pixel, or the same heat everywhere
+    uniform = {"uniform": mean(areas)}  # a random pixel, or the same heat everywhere
     return {
-        "pointing_game": {
-            "map": proportion(int(sum(results["map hits"])), count),
-            "centred blob": proportion(int(sum(results["centred blob hits"])), count),
-            "uniform": uniform,
-        },
-        "energy_in_box": {
-            "map": mean(results["map energy"]),
-            "centred blob": mean(results["centred blob energy"]),
-            "uniform": uniform,
-        },
+        "pointing_game": {who: proportion(sum(h), count) for who, h in hits.items()} | uniform,
+        "energy_in_box": {who: mean(e) for who, e in energies.items()} | uniform,
     }

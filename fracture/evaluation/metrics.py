@@ -1,6 +1,6 @@
-"""Labels and probabilities to figures with intervals, thresholds and temperature; pure functions.
+"""Labels and probabilities to metrics with intervals, thresholds and temperature; pure functions.
 
-A figure is a dict of `value`, `low` and `high` (its 95 % interval) and `n`, the images it is of;
+A metric is a dict of `value`, `low` and `high` (its 95 % interval) and `n`, the number of images;
 null where undefined. Proportions have Wilson's interval (JASA 22:209, 1927); all others the
 percentiles of a bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13)
 that draws groups of copies, not images: copies do not vary independently.
@@ -11,18 +11,22 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, roc_curve
 
-Figure = dict[str, Any]
+from fracture.config import OPERATING_POINTS
+from fracture.models.head import log_odds
+
+Metric = dict[str, Any]
 
 RESAMPLES = 2000
 BINS = 10  # of the expected calibration error, of equal width
 
 
-def proportion(successes: int, n: int) -> Figure:
+def proportion(successes: int, n: int) -> Metric:
     """A proportion with Wilson's 95 % score interval."""
     if n == 0:
         return {"value": None, "low": None, "high": None, "n": 0}
@@ -30,7 +34,7 @@ def proportion(successes: int, n: int) -> Figure:
     return {"value": successes / n, "low": interval.low, "high": interval.high, "n": n}
 
 
-def resample(groups: np.ndarray, count: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+def group_bootstrap(groups: np.ndarray, count: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """How often each image counts in each of `count` draws of whole groups, with replacement.
 
     Args:
@@ -45,14 +49,14 @@ def resample(groups: np.ndarray, count: int = RESAMPLES, seed: int = 0) -> np.nd
     return draws[:, group_of]
 
 
-def cumulated(
+def cumulative_counts(
     is_positive: np.ndarray, p_positive: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """True and false positives at every threshold, from the highest probability down.
+    """Counts of true and false positives at every threshold, from the highest probability down.
 
     Args:
         is_positive: (N,) bool.
-        p_positive: (N,) float; equal ones are passed together.
+        p_positive: (N,) float; equal ones share a threshold.
         weights: (B, N), how often each image counts.
 
     Returns:
@@ -65,16 +69,16 @@ def cumulated(
     return np.pad(tp, ((0, 0), (1, 0))), np.pad(fp, ((0, 0), (1, 0)))
 
 
-def ranking_figures(
+def threshold_free_metrics(
     is_positive: np.ndarray, p_positive: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Figures that need no threshold, each (B,) for (B, N) weights; NaN where undefined.
+    """Metrics that need no threshold, each (B,) for (B, N) weights; NaN where undefined.
 
     `roc_auc` (ties count half), `average_precision` (the step function's area, as scikit-learn
     has it), `brier` (mean squared error) and `ece`, the expected calibration error (Guo et al.,
     "On Calibration of Modern Neural Networks", ICML 2017, eq. 3), of the positive class.
     """
-    tp, fp = cumulated(is_positive, p_positive, weights)
+    tp, fp = cumulative_counts(is_positive, p_positive, weights)
     total = weights.sum(1)
     error = p_positive - is_positive
     in_bin = np.minimum((p_positive * BINS).astype(int), BINS - 1)[:, None] == np.arange(BINS)
@@ -89,10 +93,10 @@ def ranking_figures(
         }
 
 
-def decision_figures(
+def threshold_metrics(
     is_positive: np.ndarray, predicted: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Figures of (N,) bool decisions, each (B,) for (B, N) weights; NaN where undefined."""
+    """Metrics of (N,) bool decisions, each (B,) for (B, N) weights; NaN where undefined."""
     tp, fn = weights @ (is_positive & predicted), weights @ (is_positive & ~predicted)
     fp, tn = weights @ (~is_positive & predicted), weights @ (~is_positive & ~predicted)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -107,8 +111,8 @@ def decision_figures(
         }
 
 
-def figure(value: float, resampled: np.ndarray, n: int) -> Figure:
-    """A value with the 2.5th and 97.5th percentile of its resampled ones."""
+def metric(value: float, resampled: np.ndarray, n: int) -> Metric:
+    """A value with the 2.5th and 97.5th percentile of its bootstrap draws."""
     if np.isnan(value):
         return {"value": None, "low": None, "high": None, "n": n}
     low, high = np.nanpercentile(resampled, [2.5, 97.5])
@@ -117,17 +121,17 @@ def figure(value: float, resampled: np.ndarray, n: int) -> Figure:
 
 def evaluate_ranking(
     is_positive: np.ndarray, p_positive: np.ndarray, weights: np.ndarray
-) -> dict[str, Figure]:
-    """`ranking_figures` with intervals, from the weights of `resample`."""
-    values = ranking_figures(is_positive, p_positive, np.ones((1, len(p_positive))))
-    spread = ranking_figures(is_positive, p_positive, weights)
-    return {name: figure(v[0], spread[name], len(p_positive)) for name, v in values.items()}
+) -> dict[str, Metric]:
+    """`threshold_free_metrics` with intervals, from the weights of `group_bootstrap`."""
+    values = threshold_free_metrics(is_positive, p_positive, np.ones((1, len(p_positive))))
+    spread = threshold_free_metrics(is_positive, p_positive, weights)
+    return {name: metric(v[0], spread[name], len(p_positive)) for name, v in values.items()}
 
 
 def evaluate_decisions(
     is_positive: np.ndarray, predicted: np.ndarray, weights: np.ndarray
 ) -> dict[str, Any]:
-    """Figures of (N,) bool decisions, accuracy first, and their `confusion_matrix` as counts."""
+    """Metrics of (N,) bool decisions, accuracy first, and their `confusion_matrix` as counts."""
     tn, fp, fn, tp = confusion_matrix(is_positive, predicted, labels=[False, True]).ravel().tolist()
     exact = {
         "accuracy": (tp + tn, len(predicted)),
@@ -136,26 +140,39 @@ def evaluate_decisions(
         "ppv": (tp, tp + fp),
         "npv": (tn, tn + fn),
     }
-    values = decision_figures(is_positive, predicted, np.ones((1, len(predicted))))
-    spread = decision_figures(is_positive, predicted, weights)
-    figures = {
+    values = threshold_metrics(is_positive, predicted, np.ones((1, len(predicted))))
+    spread = threshold_metrics(is_positive, predicted, weights)
+    metrics = {
         name: proportion(*exact[name])
         if name in exact
-        else figure(value[0], spread[name], len(predicted))
+        else metric(value[0], spread[name], len(predicted))
         for name, value in values.items()
     }
-    return figures | {"confusion_matrix": {"tn": tn, "fp": fp, "fn": fn, "tp": tp}}
+    return metrics | {"confusion_matrix": {"tn": tn, "fp": fp, "fn": fn, "tp": tp}}
 
 
-def fit_temperature(is_positive: np.ndarray, margin: np.ndarray) -> float:
-    """The temperature that makes probabilities fit: least cross-entropy (Guo et al., sec. 4.2).
+def calibrate(logits: torch.Tensor, labels: torch.Tensor, positive: int) -> dict[str, Any]:
+    """What turns logits into decisions, chosen on validation images: `temperature`, `thresholds`.
+
+    Args:
+        logits: (N, 2), of the validation images.
+        labels: (N,) class indices, both classes present.
+        positive: index of the positive class.
+    """
+    odds, is_positive = log_odds(logits, positive), (labels == positive).numpy()
+    temperature = fit_temperature(is_positive, odds)
+    thresholds = choose_thresholds(is_positive, expit(odds / temperature))
+    return {"temperature": temperature, "thresholds": thresholds}
+
+
+def fit_temperature(is_positive: np.ndarray, log_odds: np.ndarray) -> float:
+    """The temperature with the least cross-entropy (Guo et al., sec. 4.2).
 
     Args:
         is_positive: (N,) bool, of the validation images.
-        margin: (N,) float, the positive class's logit less the other's; p is
-            `expit(margin / temperature)`.
+        log_odds: (N,) float; p is `expit(log_odds / temperature)`.
     """
-    toward_truth = np.where(is_positive, margin, -margin)
+    toward_truth = np.where(is_positive, log_odds, -log_odds)
     found = minimize_scalar(
         lambda log_t: -log_expit(toward_truth / np.exp(log_t)).mean(), bounds=(-4, 4)
     )
@@ -166,7 +183,7 @@ def choose_thresholds(is_positive: np.ndarray, p_positive: np.ndarray) -> dict[s
     """Operating points from validation images: from its threshold on, an image is positive.
 
     `protocol` is 0.5, the more probable class; `sensitivity90` the highest threshold that finds
-    90 % of the positives; `youden` the one of largest sensitivity + specificity - 1 (Youden,
+    90 % of the positives; `youden` the one with the largest sensitivity + specificity - 1 (Youden,
     Cancer 3:32, 1950).
 
     Args:
@@ -174,14 +191,7 @@ def choose_thresholds(is_positive: np.ndarray, p_positive: np.ndarray) -> dict[s
         p_positive: (N,) float, calibrated.
     """
     false_rate, true_rate, thresholds = roc_curve(is_positive, p_positive, drop_intermediate=False)
-    reaches = int(np.argmax(true_rate >= 0.9))
+    finds_90 = int(np.argmax(true_rate >= 0.9))
     best = 1 + int(np.argmax(true_rate[1:] - false_rate[1:]))  # the first threshold is infinite
-    return {
-        "protocol": 0.5,
-        "sensitivity90": float(thresholds[reaches]),
-        "youden": float(thresholds[best]),
-    }
-
-
-def calibrated(margin: np.ndarray, temperature: float) -> np.ndarray:
-    return expit(margin / temperature)
+    values = (0.5, float(thresholds[finds_90]), float(thresholds[best]))
+    return dict(zip(OPERATING_POINTS, values, strict=True))

@@ -1,4 +1,4 @@
-"""The report's plots, each a matplotlib figure made from labels, probabilities and figures."""
+"""The report's plots: each function returns a matplotlib figure."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fracture.evaluation.metrics import BINS, cumulated, proportion, resample
+from fracture.evaluation.metrics import BINS, cumulative_counts, group_bootstrap, proportion
 
-# Okabe and Ito's palette (2008), told apart with any colour vision.
+# Okabe and Ito's palette (2008): distinct with any colour vision.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 BAND_RESAMPLES = 500
 GRID = np.linspace(0, 1, 101)
@@ -29,11 +29,11 @@ def _axes(width: float = 4.2, height: float = 3.8, **labels: Any) -> tuple[Figur
 def roc(
     is_positive: np.ndarray, p: np.ndarray, groups: np.ndarray, thresholds: dict[str, float]
 ) -> Figure:
-    """ROC curve with its pointwise 95 % band, and the operating points on it."""
+    """ROC curve with its pointwise 95 % band and the operating points."""
     figure, axes = _axes(xlabel="1 - specificity", ylabel="sensitivity", title="ROC")
     curves = []
-    for weights in (np.ones((1, len(p))), resample(groups, BAND_RESAMPLES)):
-        tp, fp = cumulated(is_positive, p, weights)
+    for weights in (np.ones((1, len(p))), group_bootstrap(groups, BAND_RESAMPLES)):
+        tp, fp = cumulative_counts(is_positive, p, weights)
         usable = (tp[:, -1] > 0) & (fp[:, -1] > 0)
         rates = zip(fp[usable] / fp[usable, -1:], tp[usable] / tp[usable, -1:], strict=True)
         curves.append([(x, y) for x, y in rates])
@@ -54,8 +54,8 @@ def precision_recall(is_positive: np.ndarray, p: np.ndarray, groups: np.ndarray)
     figure, axes = _axes(xlabel="sensitivity (recall)", ylabel="PPV (precision)", ylim=(0, 1.02))
     axes.set_title("Precision and recall")
     lines = []
-    for weights in (np.ones((1, len(p))), resample(groups, BAND_RESAMPLES)):
-        tp, fp = cumulated(is_positive, p, weights)
+    for weights in (np.ones((1, len(p))), group_bootstrap(groups, BAND_RESAMPLES)):
+        tp, fp = cumulative_counts(is_positive, p, weights)
         for hits, alarms in zip(tp[tp[:, -1] > 0], fp[tp[:, -1] > 0], strict=True):
             some = hits + alarms > 0
             lines.append((hits[some] / hits[-1], hits[some] / (hits + alarms)[some]))
@@ -117,7 +117,7 @@ def history(epochs: Sequence[dict[str, Any]]) -> Figure:
 
 
 def histogram(is_positive: np.ndarray, p: np.ndarray, positive: str, negative: str) -> Figure:
-    """How the calibrated probabilities of each class spread."""
+    """The calibrated probabilities of each class."""
     figure, axes = _axes(xlabel=f"p({positive})", ylabel="images", title="Probabilities")
     for truth, name, colour in ((False, negative, BLUE), (True, positive, ORANGE)):
         axes.hist([*p[is_positive == truth]], [*GRID[::5]], color=colour, alpha=0.6, label=name)
@@ -126,8 +126,8 @@ def histogram(is_positive: np.ndarray, p: np.ndarray, positive: str, negative: s
     return figure
 
 
-def forest(subgroups: Sequence[dict[str, Any]], whole: Mapping[str, Any]) -> Figure:
-    """Sensitivity and ROC-AUC of each subgroup with 95 % intervals; dotted: of all images."""
+def forest(subgroups: Sequence[dict[str, Any]], overall: Mapping[str, Any]) -> Figure:
+    """Sensitivity and ROC-AUC of each subgroup with 95 % intervals; dotted: all images."""
     figure = Figure((8.6, 0.8 + 0.27 * len(subgroups)), layout="constrained", dpi=150)
     titles = [f"{s['name']}  ({s['positives']} of {s['n']})" for s in subgroups]
     for axes, name in zip(
@@ -138,7 +138,7 @@ def forest(subgroups: Sequence[dict[str, Any]], whole: Mapping[str, Any]) -> Fig
             if found and found["value"] is not None:
                 axes.plot([found["low"], found["high"]], [row, row], color=BLUE, lw=1.5)
                 axes.plot(found["value"], row, "s", color=BLUE, ms=5)
-        axes.axvline(whole[name]["value"] or 0, ls=":", color="gray")
+        axes.axvline(overall[name]["value"] or 0, ls=":", color="gray")
         axes.set(yticks=range(len(titles)), yticklabels=titles, xlim=(0, 1.02))
         axes.set_xlabel(name.replace("roc_auc", "ROC-AUC"))
         axes.grid(alpha=0.25)

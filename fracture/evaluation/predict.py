@@ -6,33 +6,37 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from joblib import cpu_count
+from jsonargparse import Namespace
 from PIL import Image
+from tqdm import tqdm
 
-from fracture.atomic import files_below, whole
-from fracture.cli import InputError, shown
-from fracture.config import Workers
-from fracture.data.manifest import Row
-from fracture.evaluation.cam import heat_maps, overlay
-from fracture.features.extract import backbone_pass
+from fracture.atomic import atomic_write
+from fracture.cli import InputError, escape_controls
+from fracture.config import Fit
+from fracture.data.images import ImageFiles, files_below, read_grey
+from fracture.features.extract import Compute, run_batches
+from fracture.models.backbone import build_backbone
 from fracture.models.classifier import Classifier
 
 
 def find_images(given: Sequence[str]) -> list[Path]:
-    """The files given, and in folders every DICOM file or of a kind that Pillow reads.
+    """The files given, and from folders every file whose name ends like an image's.
 
     "-" stands for the paths on standard input, one on a line.
 
     Raises:
-        InputError: a path does not exist, or there is no image in the folders.
+        InputError: a path does not exist, or the folders hold no image.
     """
-    kinds = {kind for kind, name in Image.registered_extensions().items() if name in Image.OPEN}
-    kinds.add(".dcm")
+    endings = {end for end, name in Image.registered_extensions().items() if name in Image.OPEN}
+    endings.add(".dcm")
     paths: list[Path] = []
     if "-" in given:
         listed = os.fsdecode(sys.stdin.buffer.read()).split("\n")
@@ -40,100 +44,127 @@ def find_images(given: Sequence[str]) -> list[Path]:
     for name in given:
         path = Path(name)
         if path.is_dir() and name:
-            inside = [file for file in sorted(files_below(path)) if not file.name.startswith(".")]
-            others = [file for file in inside if file.suffix.lower() not in kinds]
+            found = [file for file in sorted(files_below(path)) if not file.name.startswith(".")]
+            others = [file for file in found if file.suffix.lower() not in endings]
             if others:
-                print(f"not named like images: {len(others)} files, such as {shown(others[0])}")
-            paths += [file for file in inside if file.suffix.lower() in kinds]
+                print(f"not image files: {len(others)}, such as {escape_controls(others[0])}")
+            paths += [file for file in found if file.suffix.lower() in endings]
         elif path.is_file():
             paths.append(path)
         else:
             raise InputError(f"{name!r}: no such file or folder")
     if given and not paths:
-        raise InputError(f"{', '.join(given)}: no images in here")
+        raise InputError(f"{', '.join(given)}: no images here")
     return paths
 
 
-def predict(
-    classifier: Classifier,
-    paths: Sequence[Path],
-    at: str,
-    out_name: str | None,
-    heatmaps: str | None,
-    workers: Workers,
-    device: torch.device,
+def predict_files(
+    classifier: Classifier, paths: Sequence[Path], options: Namespace, compute: Compute
 ) -> None:
-    """Print a line for each file, in order; an unreadable one gets its reason and stops nothing.
+    """Print a line for each file, in order; an unreadable file gets its reason and stops nothing.
 
     Args:
-        classifier: from `restore`.
+        classifier: from `load_classifier`.
         paths: the files.
-        at: operating point of the decisions.
-        out_name: of a .csv or .json file for the table, or None.
-        heatmaps: folder for the heat maps, or None.
-        workers: processes that decode.
-        device: where the backbone runs.
+        options: of infer.py: `at`, `out` and `heatmaps`.
+        compute: where the backbone runs.
 
     Raises:
-        InputError: not one of the files could be read, or `out_name` is something else.
+        InputError: none of the files could be read, or `out` is not a file name for a table.
     """
-    out = Path(out_name) if out_name else None
-    if out and out.suffix not in (".csv", ".json"):
-        raise InputError(f"--out {out}: a name in .csv or .json is needed")
-    if out and not out.parent.is_dir():
-        raise InputError(f"--out {out}: there is no folder {out.parent}")
-    table: list[dict[str, Any]] = [
-        {"file": str(path), classifier.column: None, "decision": "", "note": ""} for path in paths
+    out = Path(options.out) if options.out else None
+    if out and (out.suffix not in (".csv", ".json") or not out.parent.is_dir()):
+        raise InputError(f"--out {out}: needs a name in .csv or .json, in a folder that exists")
+    column = classifier.column
+    rows: list[dict[str, Any]] = [
+        {"file": str(path), column: None, "decision": "", "note": ""} for path in paths
     ]
-    batches = backbone_pass(paths, None, classifier.recipe, workers, device)
-    for done, vectors, bad in batches:
-        for index, p in zip(done, classifier.p_positive(torch.from_numpy(vectors)), strict=True):
-            table[index] |= {classifier.column: float(p), "decision": classifier.decide(p, at)}
-        for index, reason in bad.items():
-            table[index]["note"] = f"unreadable: {reason}"
-    readable = [path for path, line in zip(paths, table, strict=True) if line["decision"]]
-    if not readable:
-        raise InputError(f"no file could be read: {paths[0]}: {table[0]['note']}")
-    print(f"{classifier.positive} from {classifier.thresholds[at]:.4f} on (operating point {at})\n")
-    print(f"{classifier.column:13}{'decision':16}file")
-    for line in table:
-        p = "" if line[classifier.column] is None else f"{line[classifier.column]:.4f}"
-        print(f"{p:13}{line['decision']:16}{shown(line['file'])}  {line['note']}".rstrip())
+    cams: dict[int, np.ndarray] = {}
+    heat = bool(options.heatmaps)
+    for done, p, maps, bad in run_classifier(classifier, paths, heat, compute):
+        for i, p_one, cam in zip(done, p, maps, strict=True):
+            rows[i] |= {column: float(p_one), "decision": classifier.decide(p_one, options.at)}
+            cams[i] = cam
+        for i, reason in bad.items():
+            rows[i]["note"] = f"unreadable: {reason}"
+    if not cams:
+        raise InputError(f"no file could be read: {paths[0]}: {rows[0]['note']}")
+    print_predictions(rows, classifier, options.at)
     if out:
-        with whole(out) as new:
-            write_table(new, table)
-    if heatmaps:
-        folder = Path(heatmaps)
-        folder.mkdir(parents=True, exist_ok=True)
-        heats = heat_maps(classifier, readable)
-        for number, (path, heat) in enumerate(zip(readable, heats, strict=True), 1):
-            with whole(folder / f"{number:04}-{path.stem[:50]}.png") as new:
-                overlay(path, heat).save(new)
+        write_table(out, rows)
+    if options.heatmaps:
+        save_heat_maps(Path(options.heatmaps), paths, cams, classifier.spec.fit)
 
 
-def write_table(out: Path, table: Sequence[dict[str, Any]]) -> None:
-    if out.suffix == ".json":
-        out.write_text(json.dumps(table, indent=2) + "\n")
-        return
-    with out.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.DictWriter(file, table[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-
-
-def write_predictions(
-    path: Path,
+def run_classifier(
     classifier: Classifier,
-    rows: Sequence[Row],
-    p_positive: np.ndarray,
-    unreadable: dict[Row, str],
+    paths: Sequence[Path],
+    heat: bool,
+    workers: Workers,
+    device: torch.device,
+) -> Iterator[tuple[list[int], np.ndarray, np.ndarray, dict[int, str]]]:
+    """Probabilities and heat maps of files, from one pass of the backbone.
+
+    Yields:
+        For each batch: positions of the readable files, their (n,) probabilities, their (n, h, w)
+        heat maps (empty unless `heat`), and the reasons of the others.
+    """
+    spec = classifier.spec
+    backbone = build_backbone(spec, compute.device)
+    width = backbone.architecture.width
+
+    def features_and_cam(images: torch.Tensor) -> torch.Tensor:
+        maps = backbone.feature_maps(images)
+        return torch.cat([maps.mean((2, 3)), classifier.cam(maps).flatten(1)], 1)
+
+    images = ImageFiles(paths, spec.image_size, spec.fit)
+    model = features_and_cam if heat else backbone
+    for done, outputs, bad in run_batches(model, images, spec.image_size, compute):
+        p = classifier.p_positive(torch.from_numpy(outputs[:, :width]).float())
+        side = int((outputs.shape[1] - width) ** 0.5)
+        yield done, p, outputs[:, width:].reshape(len(p), side, side), bad
+
+
+def save_heat_maps(
+    folder: Path, paths: Sequence[Path], cams: Mapping[int, np.ndarray], fit: Fit
 ) -> None:
-    """The table of a test split's predictions, at p = 0.5; of unreadable images it says why."""
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image", "group", "label", classifier.column, "predicted", "note"])
-        for row, p in zip(rows, p_positive, strict=True):
-            decision = classifier.decide(p, "protocol")
-            writer.writerow([row.image, row.group, row.label, f"{p:.8f}", decision, ""])
-        for row, reason in unreadable.items():
-            writer.writerow([row.image, row.group, row.label, "", "", f"unreadable: {reason}"])
+    """Write a PNG of each film with its heat map, at the film's own size."""
+    from fracture.evaluation.cam import in_frame, overlay  # matplotlib, for heat maps only
+
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(number: int, position: int) -> None:
+        path = paths[position]
+        film = read_grey(path.read_bytes())
+        heat = in_frame(cams[position], film.size, fit)
+        with atomic_write(folder / f"{number:04}-{path.stem[:50]}.png") as new:
+            overlay(film, heat).save(new, "PNG")
+
+    with ThreadPoolExecutor(cpu_count()) as pool:  # Pillow and NumPy release Python's lock
+        saved = pool.map(save, range(1, len(cams) + 1), cams)
+        for _ in tqdm(saved, "heat maps", len(cams), unit=" images", disable=None):
+            pass
+
+
+def print_predictions(
+    rows: Sequence[dict[str, Any]], classifier: Classifier, operating_point: str
+) -> None:
+    threshold = classifier.thresholds[operating_point]
+    print(f"{classifier.classes[0]} from {threshold:.4f} on (operating point {operating_point})\n")
+    print(f"{classifier.column:13}{'decision':16}file")
+    for row in rows:
+        p = "" if row[classifier.column] is None else f"{row[classifier.column]:.4f}"
+        file = escape_controls(row["file"])
+        print(f"{p:13}{row['decision']:16}{file}  {row['note']}".rstrip())
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows of equal keys as .json or .csv. surrogateescape keeps odd file names."""
+    with atomic_write(path) as new:
+        if path.suffix == ".json":
+            new.write_text(json.dumps(rows, indent=2) + "\n")
+            return
+        with new.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)

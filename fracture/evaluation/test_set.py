@@ -1,68 +1,77 @@
-"""The test split's figures, composed: overall, at each operating point, by subgroup, baselines."""
+"""The test set's metrics, composed: overall, at each operating point, by subgroup, baselines."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
+from scipy.special import expit
 
-from fracture.data.fracatlas import BODY_PARTS, TRAITS, body_part
-from fracture.data.manifest import Row
+from fracture.data.manifest import read_manifest
 from fracture.evaluation.metrics import (
-    calibrated,
+    Metric,
     evaluate_decisions,
     evaluate_ranking,
-    proportion,
-    resample,
+    group_bootstrap,
 )
+from fracture.evaluation.subgroups import baselines, subgroup, subgroup_masks
+from fracture.features.extract import FeatureSet
 from fracture.models.classifier import Classifier
 
-VIEWS = ("frontal", "lateral", "oblique")
-LEAST_CASES = 10  # of each class, for a subgroup's ROC-AUC
+TITLES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "ppv": "PPV",
+    "npv": "NPV",
+    "f1": "F1",
+    "roc_auc": "ROC-AUC",
+    "average_precision": "average precision",
+    "brier": "Brier score",
+    "ece": "expected calibration error",
+}
 
 
-def evaluate_test(
-    classifier: Classifier,
-    margin: np.ndarray,
-    rows: Sequence[Row],
-    train_rows: Sequence[Row],
-    sizes: np.ndarray,
-) -> dict[str, Any]:
-    """All figures of a test split. The thresholds and the temperature come with the classifier.
+def evaluate_test(classifier: Classifier, images: FeatureSet, split_dir: Path) -> dict[str, Any]:
+    """All metrics of a test set. Thresholds and temperature come with the classifier.
 
     Args:
-        classifier: from `restore`.
-        margin: (N,) of the test images.
-        rows: the N test images.
-        train_rows: what the baselines are fitted on.
-        sizes: (N,) bytes of each file.
+        classifier: from `load_classifier`.
+        images: the test images.
+        split_dir: of their split; its training images fit the baselines.
 
     Returns:
-        Figures at the threshold 0.5, flat; under `operating_points` those of each; `calibration`,
-        `baselines` and `subgroups`.
+        Metrics at the threshold 0.5, flat; those of each operating point under `operating_points`;
+        `calibration`, `baselines` and `subgroups`.
     """
-    is_positive = np.array([row.label == classifier.positive for row in rows])
-    p = calibrated(margin, classifier.temperature)
-    weights = resample(np.array([row.group for row in rows]))
+    rows, positive = images.rows, classifier.classes[0]
+    is_positive = np.array([row.label == positive for row in rows])
+    log_odds = classifier.log_odds(images.features)
+    p = expit(log_odds / classifier.temperature)
+    weights = group_bootstrap(np.array([row.group for row in rows]))
     ranking = evaluate_ranking(is_positive, p, weights)
     points = {
         name: {"threshold": threshold, **evaluate_decisions(is_positive, p >= threshold, weights)}
         for name, threshold in classifier.thresholds.items()
     }
-    before = evaluate_ranking(is_positive, calibrated(margin, 1), weights)
+    uncalibrated = evaluate_ranking(is_positive, expit(log_odds), weights)
     protocol = {name: value for name, value in points["protocol"].items() if name != "threshold"}
+    train_rows = [row for row in read_manifest(split_dir)[0] if row.split == "train"]
+    sizes = np.array([(split_dir / row.path).stat().st_size for row in rows])
     return {
         **protocol,
         **ranking,
         "operating_points": points,
         "calibration": {
             "temperature": classifier.temperature,
-            "before": {name: before[name] for name in ("brier", "ece")},
+            "before": {name: uncalibrated[name] for name in ("brier", "ece")},
             "after": {name: ranking[name] for name in ("brier", "ece")},
         },
-        "baselines": baselines(rows, train_rows, is_positive, weights, classifier.positive),
+        "baselines": baselines(rows, train_rows, is_positive, weights, positive),
         "subgroups": [
             subgroup(name, is_positive[mask], p[mask], weights[:, mask])
             for name, mask in subgroup_masks(rows, sizes).items()
@@ -70,56 +79,48 @@ def evaluate_test(
     }
 
 
-def baselines(
-    rows: Sequence[Row],
-    train_rows: Sequence[Row],
-    is_positive: np.ndarray,
-    weights: np.ndarray,
-    positive: str,
-) -> dict[str, Any]:
-    """What needs no image: the commoner class, and a regression on body part and view alone."""
-    train_truth = np.array([row.label == positive for row in train_rows])
-    majority = train_truth.mean() > 0.5
-    right = int((is_positive == majority).sum())
-    found: dict[str, Any] = {"majority": {"accuracy": proportion(right, len(rows))}}
-    flags = [
-        np.array([[trait in row.traits.split() for trait in (*BODY_PARTS, *VIEWS)] for row in some])
-        for some in (train_rows, rows)
-    ]
-    if flags[0].any():
-        regression = LogisticRegression().fit(flags[0], train_truth)
-        p = regression.predict_proba(flags[1])[:, 1]
-        found["body part and view"] = {
-            "accuracy": evaluate_decisions(is_positive, p >= 0.5, weights)["accuracy"],
-            "roc_auc": evaluate_ranking(is_positive, p, weights)["roc_auc"],
-        }
-    return found
+def write_predictions(
+    path: Path, classifier: Classifier, images: FeatureSet, p_positive: np.ndarray
+) -> str:
+    """Write the table of a test set's predictions at p = 0.5, and return the file's sha256."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", "group", "label", classifier.column, "predicted", "note"])
+        for row, p in zip(images.rows, p_positive, strict=True):
+            decision = classifier.decide(p, "protocol")
+            writer.writerow([row.image, row.group, row.label, f"{p:.8f}", decision, ""])
+        for row, reason in images.unreadable.items():
+            writer.writerow([row.image, row.group, row.label, "", "", f"unreadable: {reason}"])
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def subgroup_masks(rows: Sequence[Row], sizes: np.ndarray) -> dict[str, np.ndarray]:
-    """Named (N,) bool masks of the subgroups that dataset.csv and the files' sizes tell."""
-    traits = [row.traits.split() for row in rows]
-    masks = {}
-    if any(traits):
-        parts = np.array([body_part(row.traits) for row in rows])
-        masks = {f"body part: {part}": parts == part for part in BODY_PARTS}
-        views = np.array(["+".join(v for v in VIEWS if v in own) or "none" for own in traits])
-        masks |= {f"view: {view}": views == view for view in sorted(set(views))}
-        for trait in TRAITS[len(BODY_PARTS) : -len(VIEWS)]:
-            has = np.array([trait in own for own in traits])
-            masks |= {f"{trait}: yes": has, f"{trait}: no": ~has}
-    # FracAtlas' films come in two kinds: 373 x 454 pixels, and many times that.
-    masks |= {"file: up to 50 kB": sizes <= 50_000, "file: over 50 kB": sizes > 50_000}
-    return {name: mask for name, mask in masks.items() if mask.any()}
+def as_text(metric: Metric | None) -> str:
+    """A metric as "0.871 (0.834 to 0.901)"; a dash where it is undefined."""
+    if not metric or metric["value"] is None:
+        return "-"
+    interval = "" if metric["low"] is None else f" ({metric['low']:.3f} to {metric['high']:.3f})"
+    return f"{metric['value']:.3f}{interval}"
 
 
-def subgroup(
-    name: str, is_positive: np.ndarray, p_positive: np.ndarray, weights: np.ndarray
-) -> dict[str, Any]:
-    """A subgroup's size and figures at 0.5; no ROC-AUC on fewer than `LEAST_CASES` of a class."""
-    figures = evaluate_decisions(is_positive, p_positive >= 0.5, weights)
-    n, positives = len(is_positive), int(is_positive.sum())
-    found = {title: figures[title] for title in ("sensitivity", "specificity")}
-    if min(positives, n - positives) >= LEAST_CASES:
-        found["roc_auc"] = evaluate_ranking(is_positive, p_positive, weights)["roc_auc"]
-    return {"name": name, "n": n, "positives": positives, **found}
+def print_table(metrics: dict[str, Any]) -> None:
+    """Print every metric of `TITLES` with its interval and n."""
+    for name, title in TITLES.items():
+        print(f"{title:28}{as_text(metrics[name]):26}{metrics[name]['n']:>6,} images")
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """Print the metrics, the baselines, the operating points and how well the heat maps point."""
+    print_table(results)
+    print("\nbaselines, without looking at an image")
+    for name, metrics in results["baselines"].items():
+        auc = f", ROC-AUC {as_text(metrics['roc_auc'])}" if "roc_auc" in metrics else ""
+        print(f"{name:20}accuracy {as_text(metrics['accuracy'])}{auc}")
+    print(f"\n{'operating point':17}{'from':>7}  {'sensitivity':24}{'specificity':24}")
+    for name, point in results["operating_points"].items():
+        cells = (f"{as_text(point[key]):24}" for key in ("sensitivity", "specificity"))
+        print(f"{name:17}{point['threshold']:7.4f}  {''.join(cells)}".rstrip())
+    if found := results["localisation"]:
+        game, energy = found["pointing_game"], found["energy_in_box"]
+        print(f"\nheat maps on {game['map']['n']} test images with fracture boxes")
+        for who in ("map", "centred blob", "uniform"):
+            print(f"{who:14}in a box {as_text(game[who]):24}  heat in boxes {as_text(energy[who])}")

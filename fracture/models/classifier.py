@@ -1,31 +1,23 @@
-"""A trained run as what it is used for: features in, calibrated probabilities and decisions out."""
+"""A trained run, ready to use: features in, calibrated probabilities and decisions out."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import expit
+from torch import nn
 
-from fracture.cli import InputError
-from fracture.config import POINTS, Fit
-from fracture.evaluation.metrics import calibrated
-from fracture.features.cache import StoredFeatures
-from fracture.features.extract import Recipe
-from fracture.models.backbone import (
-    Backbone,
-    Head,
-    class_margin,
-    feature_width,
-    find_weights,
-    head_logits,
-)
+from fracture.cli import InputError, one_line
+from fracture.models.backbone import FeatureSpec, architecture
+from fracture.models.head import build_head, linear_layer, log_odds, predict_logits
+from fracture.models.weights import find_weights
 
 
 def p_column(positive: str) -> str:
-    """What the column of probabilities is called in every table of predictions."""
+    """The name of the column of probabilities in every table of predictions."""
     return f"p_{positive.lower().replace(' ', '_')}"
 
 
@@ -35,90 +27,93 @@ class Classifier:
 
     Attributes:
         head: in eval mode.
-        recipe: the backbone, and what it is shown.
-        positive: the class that p is of.
-        negative: the other one.
-        positive_index: the positive class's logit.
+        spec: the backbone, and how it sees an image.
+        classes: the positive one first.
+        positive_index: of the positive class's logit.
         temperature: fitted on validation.
         thresholds: chosen on validation, by the name of the operating point.
     """
 
-    head: Head
-    recipe: Recipe
-    positive: str
-    negative: str
+    head: nn.Module
+    spec: FeatureSpec
+    classes: tuple[str, str]
     positive_index: int
     temperature: float
     thresholds: dict[str, float]
 
     @property
     def column(self) -> str:
-        return p_column(self.positive)
+        return p_column(self.classes[0])
 
-    def margin(self, features: torch.Tensor | StoredFeatures) -> np.ndarray:
-        """(N, width) features to (N,) float64: the positive class's logit less the other's."""
-        return class_margin(head_logits(self.head, features), self.positive_index)
+    def log_odds(self, features: torch.Tensor) -> np.ndarray:
+        """(N, width) features to (N,) float64, before calibration."""
+        return log_odds(predict_logits(self.head, features), self.positive_index)
 
-    def p_positive(self, features: torch.Tensor | StoredFeatures) -> np.ndarray:
+    def p_positive(self, features: torch.Tensor) -> np.ndarray:
         """(N, width) features to (N,) calibrated probabilities of the positive class."""
-        return calibrated(self.margin(features), self.temperature)
+        return expit(self.log_odds(features) / self.temperature)
 
     def decide(self, p_positive: float, operating_point: str) -> str:
-        return self.positive if p_positive >= self.thresholds[operating_point] else self.negative
+        return self.classes[0 if p_positive >= self.thresholds[operating_point] else 1]
 
-    @torch.inference_mode()
-    def heat(self, backbone: Backbone, images: torch.Tensor) -> np.ndarray:
-        """Class activation maps (Zhou et al., CVPR 2016, eq. 2), which for a linear head on pooled
-        features are Grad-CAM too: where the evidence for the positive class lies.
+    def cam(self, maps: torch.Tensor) -> torch.Tensor:
+        """Class activation maps (Zhou et al., CVPR 2016, eq. 2): where the evidence lies.
+
+        For a linear head on pooled features they equal Grad-CAM.
 
         Args:
-            backbone: of this recipe.
-            images: (N, H, W) uint8.
+            maps: (N, width, h, w) from `Backbone.feature_maps`.
 
         Returns:
-            (N, H / 32, W / 32) float64, calibrated logits: that of an image which looked like this
+            (N, h, w) float64 calibrated log-odds: those of an image that looked like this
             everywhere. Their mean is the image's own.
+
+        Raises:
+            InputError: the head is not one linear layer.
         """
-        maps = backbone.feature_maps(images)
-        weight, bias = self.head.linear.weight, self.head.linear.bias
-        logits = torch.einsum("ck,nkhw->nchw", weight, maps) + bias[:, None, None]
-        return class_margin(logits, self.positive_index) / self.temperature
+        if (layer := linear_layer(self.head)) is None:
+            raise InputError("heat maps need a head of one linear layer")
+        weight, bias = layer.weight.to(maps.device), layer.bias.to(maps.device)
+        logits = (torch.einsum("ck,nkhw->nchw", weight, maps) + bias[:, None, None]).double()
+        positive = self.positive_index
+        return (logits[:, positive] - logits[:, 1 - positive]) / self.temperature
 
 
-def restore(checkpoint: dict[str, Any], weights_file: str, precision: str) -> Classifier:
-    """Rebuild what was trained.
+def load_classifier(checkpoint: dict[str, Any], weights_file: str, precision: str) -> Classifier:
+    """Rebuild what train.py saved.
 
     Args:
-        checkpoint: as train.py saved it.
-        weights_file: where they are, for a run that was trained on weights from a file.
+        checkpoint: content of best.pt.
+        weights_file: the backbone's weights, for a run that was trained on weights from a file.
         precision: of the backbone on this machine.
 
     Raises:
-        InputError: the backbone's weights or the preprocessing here are not those of the training.
-        AttributeError, LookupError, RuntimeError, TypeError, ValueError: it is of another program.
+        InputError: the head is another one, or the backbone's weights or the preprocessing here
+            are not those of the training.
     """
-    trained, then, positive = (checkpoint[key] for key in ("recipe", "settings", "positive_class"))
-    if trained["fit"] not in get_args(Fit) or trained["image_size"] not in range(32, 2049):
-        raise ValueError("recipe is out of range")
+    trained, settings = checkpoint["recipe"], checkpoint["settings"]
     from_file = checkpoint["weights"].startswith("file ")
-    named = weights_file if from_file else then["weights"]
-    weights = find_weights(trained["backbone"], named, then["seed"])
-    recipe = Recipe(trained["backbone"], weights, trained["image_size"], trained["fit"], precision)
-    for name, value in recipe.describe().items():
+    source = weights_file if from_file else settings["weights"]
+    weights = find_weights(trained["backbone"], source, settings["seed"])
+    spec = FeatureSpec(
+        trained["backbone"], weights, trained["image_size"], trained["fit"], precision
+    )
+    for name, value in spec.cache_key().items():
         if value != trained[name] and name != "precision":
             raise InputError(
                 f"the run was trained with {name} {trained[name]} ({checkpoint['weights']} "
                 f"weights), not {value}; pass its --weights FILE, or train again"
             )
-    head = Head(feature_width(recipe.backbone), dropout=0).eval()
-    head.load_state_dict(checkpoint["head"])
-    if not all(parameter.isfinite().all() for parameter in head.parameters()):
-        raise ValueError("the head's numbers are not finite")
-    index, (first, second) = checkpoint["classes"].index(positive), checkpoint["classes"]
-    temperature, thresholds = checkpoint["temperature"], checkpoint["thresholds"]
-    if first == second:
-        raise ValueError("both classes have one name")
-    if not (0 < temperature < math.inf and all(0 <= thresholds[name] <= 1 for name in POINTS)):
-        raise ValueError("temperature or thresholds are out of range")
-    negative = first if index else second
-    return Classifier(head, recipe, positive, negative, index, temperature, thresholds)
+    head = build_head(architecture(spec.backbone).width, dropout=0).eval()
+    try:
+        head.load_state_dict(checkpoint["head"])
+    except RuntimeError as error:
+        raise InputError(
+            "the run was trained with another head than build_head makes in models/head.py: "
+            f"{one_line(error)[:100]}"
+        ) from error
+    index = checkpoint["classes"].index(checkpoint["positive_class"])
+    classes = checkpoint["classes"][index], checkpoint["classes"][1 - index]
+    return Classifier(
+        head, spec, classes, index, checkpoint["temperature"], checkpoint["thresholds"]
+    )

@@ -1,0 +1,143 @@
+"""From files to a split: scan them, assign whole groups of copies, link them into folders."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from fractions import Fraction
+from itertools import product
+from pathlib import Path
+
+import yaml
+from joblib import cpu_count  # honours a container's quota, unlike os.cpu_count
+from tqdm import tqdm
+
+from fracture.atomic import publish, staging_dir
+from fracture.cli import InputError
+from fracture.config import Config
+from fracture.data.fracatlas import body_part, find_radiographs
+from fracture.data.images import scan_image
+from fracture.data.manifest import SPLITS, Row, join_reasons, write_manifest
+from fracture.data.near_copies import exclude_copies
+
+
+def scan_dataset(data_root: Path) -> list[Row]:
+    """A row for every file of the source, each decoded once; split is "excluded" or still ""."""
+    found = find_radiographs(data_root)
+    with ThreadPoolExecutor(cpu_count()) as pool:  # Pillow and hashlib release Python's lock
+        scans = pool.map(scan_image, [radiograph.path for radiograph in found])
+        reports = [*tqdm(scans, "reading", len(found), unit=" images", disable=None)]
+    rows, bad = [], {item.image for item, r in zip(found, reports, strict=True) if r.error}
+    for item, report in zip(found, reports, strict=True):
+        reason = f"undecodable: {report.error}" if report.error else ""
+        if item.duplicate_of and item.duplicate_of not in bad:
+            reason = f"copy of {item.duplicate_of}, the same id in the other class folder"
+        split, group = ("excluded", "") if reason else ("", report.pixels)
+        reason = join_reasons(reason, item.note)
+        rows.append(Row(item.image, item.label, split, group, reason, report.sha256, item.traits))
+    return exclude_copies(rows, {report.pixels: report.thumbnail for report in reports})
+
+
+def assign_splits(
+    rows: Sequence[Row],
+    fractions: Sequence[float | Fraction],
+    seed: int,
+    fold_offset: Fraction = Fraction(0),
+) -> list[Row]:
+    """Give every row that is not excluded a split: whole groups, stratified by class and body part.
+
+    The groups of a stratum are ordered by a hash of the seed and their name, which depends on no
+    library's random numbers and on no file order; the first 80 % are train, and so on.
+
+    Args:
+        rows: `split` is "excluded" or still "".
+        fractions: of train, val and test.
+        seed: another seed, another order.
+        fold_offset: k / K for fold k of K: each stratum's order starts that much later, so that
+            all folds together test every image once.
+
+    Returns:
+        The rows in the same order.
+    """
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.split != "excluded":
+            groups[row.group].append(row)
+    strata: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for group, members in groups.items():
+        strata[min((row.label, body_part(row.traits)) for row in members)].append(group)
+    train, val, _ = (Fraction(str(fraction)) for fraction in fractions)  # exact, so folds meet
+    split_of = {}
+    for names in strata.values():
+        names.sort(key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+        total, placed = sum(len(groups[name]) for name in names), 0
+        for name in names:
+            middle = (Fraction(2 * placed + len(groups[name]), 2 * total) + fold_offset) % 1
+            split_of[name] = SPLITS[(middle >= train) + (middle >= train + val)]
+            placed += len(groups[name])
+    return [replace(row, split=row.split or split_of[row.group]) for row in rows]
+
+
+def make_splits(rows: Sequence[Row], config: Config) -> dict[str, list[Row]]:
+    """The rows of the one split, by the name ".", or of each fold, by "fold-1" to "fold-K".
+
+    Raises:
+        InputError: a train, val or test part would lack a class.
+    """
+    if k := config.folds:
+        fractions = Fraction(k - 2, k), Fraction(1, k), Fraction(1, k)
+        splits = {
+            f"fold-{i + 1}": assign_splits(rows, fractions, config.seed, Fraction(i, k))
+            for i in range(k)
+        }
+    else:
+        splits = {".": assign_splits(rows, config.fractions, config.seed)}
+    classes = sorted({row.label for row in rows})
+    for assigned in splits.values():
+        present = {(row.split, row.label) for row in assigned}
+        for split, label in product(SPLITS, classes):
+            if (split, label) not in present:
+                raise InputError(f"too few images: {split} would have no {label}")
+    return splits
+
+
+def write_splits(
+    splits: Mapping[str, Sequence[Row]], data_root: Path, config: Config, overwrite: bool = False
+) -> None:
+    """Build the folders beside `split_dir` and rename them into place: never half a split.
+
+    Args:
+        splits: from `make_splits`.
+        data_root: where the files are.
+        config: says where the splits go, and is kept beside each manifest.
+        overwrite: replace what is there.
+
+    Raises:
+        InputError: something is there and must not be replaced.
+    """
+    target = Path(config.split_dir)
+    settings = yaml.safe_dump(config.as_yaml_values(), sort_keys=False)
+    with staging_dir(target) as new:
+        for name, rows in tqdm(splits.items(), "linking", unit=" splits", disable=None):
+            for row in rows:
+                if row.split != "excluded":
+                    path = new / name / row.path
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    link_or_copy((data_root / row.image).resolve(), path)
+            write_manifest(new / name, rows)
+            (new / name / "config.yaml").write_text(settings)
+        publish(new, target, overwrite)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Hard links cost no disk; another file system gets a copy."""
+    try:
+        target.hardlink_to(source)
+    except FileExistsError:  # a copy would write through the existing link, into the source
+        raise
+    except OSError:
+        shutil.copyfile(source, target)

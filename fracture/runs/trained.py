@@ -1,0 +1,100 @@
+"""A trained run, as infer.py uses it: its folder, its checkpoint and its classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fracture.cli import InputError
+from fracture.config import Config
+from fracture.data.manifest import FILE_NAME, read_manifest
+from fracture.models.classifier import Classifier, load_classifier
+from fracture.runs.checkpoint import load_checkpoint
+from fracture.runs.folder import find_run, run_settings
+from fracture.runs.tracking import pick_mode
+
+PACKAGES = ("torch", "efficientnet-pytorch", "pillow", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run with a best epoch.
+
+    Attributes:
+        folder: runs/NAME/.
+        checkpoint: content of best.pt.
+        settings: of the training, with the paths of the machine that it ran on.
+        classifier: ready to use.
+    """
+
+    folder: Path
+    checkpoint: dict[str, Any]
+    settings: dict[str, Any]
+    classifier: Classifier
+
+    def find_split(self, config: Config) -> Path:
+        """The split that the run was trained on: the configured one, or where it was then.
+
+        Raises:
+            InputError: neither is that split; test images of another may have trained the run.
+        """
+        configured, then = Path(config.split_dir), Path(self.settings["split_dir"])
+        for folder in (configured, then):
+            found = (folder / FILE_NAME).is_file() and read_manifest(folder)[1]
+            if found == self.checkpoint["manifest_sha256"]:
+                if folder != configured:
+                    print(f"{configured} is not the run's split: testing on its own, {folder}")
+                return folder
+        raise InputError(
+            f"neither {configured} nor {then} is the split that this run was trained on; make that "
+            "split again with its seed and data, pass --split_dir, or train again"
+        )
+
+    def wandb_mode(self, config: Config) -> str:
+        """The mode of the test; a training that sent nothing is tested without sending anything."""
+        then, now = self.settings.get("wandb_mode"), config.wandb_mode
+        if now == "auto" and then in ("offline", "disabled"):
+            return then
+        return pick_mode(now)
+
+    def metadata(self) -> dict[str, Any]:
+        """What the results belong to and depend on: names, hashes and versions."""
+        recipe, split = self.checkpoint["recipe"], self.checkpoint["manifest_sha256"]
+        return {
+            "run": self.folder.name,
+            "backbone": recipe["backbone"],
+            "weights": self.checkpoint["weights"],
+            "best_epoch": self.checkpoint["epoch"],
+            "positive_class": self.checkpoint["positive_class"],
+            "manifest_sha256": split,
+            "provenance": {
+                "split (sha256 of its manifest)": split,
+                "backbone's weights": recipe["weights"],
+                "preprocessing": f"version {recipe['preprocessing']}",
+                "versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
+            },
+        }
+
+
+def load_trained(config: Config, precision: str) -> TrainedRun:
+    """Load the configured run, by default the latest, and print what it is.
+
+    best.pt suffices if the paths are configured: then `config` stands in for the run's settings.
+
+    Raises:
+        InputError: there is no such run, or it is damaged.
+    """
+    folder = find_run(config.run)
+    checkpoint = load_checkpoint(folder / "best.pt")
+    has_settings = (folder / "config.yaml").is_file()
+    settings = run_settings(folder) if has_settings else config.as_yaml_values()
+    own = settings["weights"]
+    classifier = load_classifier(
+        checkpoint, own if Path(own).is_file() else config.weights, precision
+    )
+    weights = "RANDOM" if checkpoint["weights"] == "none" else checkpoint["weights"]
+    name = f"{classifier.spec.backbone}, {weights} weights"
+    print(f"run {folder.name}, epoch {checkpoint['epoch']}: {name}")
+    return TrainedRun(folder, checkpoint, settings, classifier)

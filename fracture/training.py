@@ -1,0 +1,66 @@
+"""The epoch: minibatches, gradient steps, validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import nn
+
+from fracture.cli import InputError
+from fracture.config import SelectBy
+
+Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def minibatches(inputs: torch.Tensor, labels: torch.Tensor, batch_size: int) -> Iterator:
+    """(inputs, labels) in a new random order, from torch's global generator; the last is short."""
+    for index in torch.randperm(len(labels)).split(batch_size):
+        yield inputs[index], labels[index]
+
+
+def train_epoch(
+    model: nn.Module, batches: Batches, loss_function: Loss, optimizer: torch.optim.Optimizer
+) -> float:
+    """One pass of gradient steps, on features for a head or on images for a whole classifier.
+
+    Returns:
+        The mean loss over the images (not over batches: the last one may be short).
+
+    Raises:
+        InputError: the loss is not finite.
+    """
+    model.train()
+    total, count = 0.0, 0
+    for step, (inputs, labels) in enumerate(batches):
+        loss = loss_function(model(inputs), labels)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise InputError(f"the loss is {value} at step {step}; try a smaller lr")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += value * len(labels)
+        count += len(labels)
+    return total / count
+
+
+def validate(logits: torch.Tensor, labels: torch.Tensor, loss_function: Loss) -> dict[str, float]:
+    """The loss and the accuracy of (N, 2) logits, as `val_loss` and `val_accuracy`.
+
+    Raises:
+        InputError: the loss is not finite.
+    """
+    loss = loss_function(logits, labels).item()
+    if not math.isfinite(loss):
+        raise InputError(f"the validation loss is {loss}; try a smaller lr")
+    correct = int((logits.argmax(1) == labels).sum())
+    return {"val_loss": loss, "val_accuracy": correct / len(labels)}
+
+
+def selection_key(metrics: dict[str, float], select_by: SelectBy) -> tuple[float, float]:
+    """What makes an epoch the best: the chosen metric, then the other; of equals the first wins."""
+    accuracy, loss = metrics["val_accuracy"], metrics["val_loss"]
+    return (accuracy, -loss) if select_by == "val_accuracy" else (-loss, accuracy)
