@@ -97,11 +97,7 @@ def predict_files(
 
 
 def run_classifier(
-    classifier: Classifier,
-    paths: Sequence[Path],
-    heat: bool,
-    workers: Workers,
-    device: torch.device,
+    classifier: Classifier, paths: Sequence[Path], heat: bool, compute: Compute
 ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray, dict[int, str]]]:
     """Probabilities and heat maps of files, from one pass of the backbone.
 
