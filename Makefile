@@ -11,7 +11,7 @@ RUN := .venv/bin/python
 .PHONY: demo test soak
 
 demo: .venv/ready
-	$(RUN) -m fracture.data.synthetic data/demo/FracAtlas
+	test -d data/demo/FracAtlas || $(RUN) -m fracture.data.synthetic data/demo/FracAtlas
 	test -d data/demo/split || $(RUN) split_dataset.py --config recipes/demo.yaml
 	$(RUN) train.py --config recipes/demo.yaml
 	$(RUN) infer.py --config recipes/demo.yaml

@@ -12,8 +12,6 @@ the run's checkpoint, not from config.yaml. So does the split, if config.yaml
 names another one. Test images choose nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +39,7 @@ if __name__ == "__main__":
 
 from fracture.atomic import publish, staging_dir
 from fracture.evaluation.predict import find_images, predict_files
-from fracture.features.extract import Compute, cached_features, pick_compute, rank
+from fracture.features.extract import RANK, Compute, cached_features, pick_compute
 from fracture.runs.trained import TrainedRun, load_trained
 
 
@@ -76,15 +74,14 @@ def test(run: TrainedRun, config: Config, compute: Compute) -> None:
     classifier, spec = run.classifier, run.classifier.spec
     folder = SplitFolder(split_dir, "test", spec.image_size, spec.fit)
     (images,) = cached_features([folder], spec, Path(config.cache_dir), compute)
-    if rank() > 0:
+    if RANK > 0:
         return
 
     with staging_dir(run.folder / "test") as new:
-        p = classifier.p_positive(images.features)
-        digest = write_predictions(new / "predictions.csv", classifier, images, p)
+        digest = write_predictions(new / "predictions.csv", classifier, images)
         results = run.metadata() | {"unreadable": len(images.unreadable)}
         results |= {"predictions_sha256": digest, **evaluate_test(classifier, images, split_dir)}
-        films, results["localisation"] = explain_test(classifier, folder, images.rows, p, compute)
+        films, results["localisation"] = explain_test(classifier, folder, images, compute)
         write_report(new, run, images, results, films, split_dir)
         publish(new, run.folder / "test", replace=True)
     print_results(results)

@@ -12,8 +12,6 @@ mean and deviation, batches of 16, Adam at 0.001, cross-entropy, 20 epochs, best
 epoch by validation accuracy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +35,7 @@ from torch import nn
 
 from fracture.data.split_folder import SplitFolder
 from fracture.evaluation.metrics import calibrate
-from fracture.features.extract import cached_features, pick_compute, rank
+from fracture.features.extract import RANK, cached_features, pick_compute
 from fracture.models.backbone import FeatureSpec
 from fracture.models.head import build_head, predict_logits
 from fracture.models.weights import find_weights
@@ -65,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     weights = find_weights(config.backbone, config.weights, config.seed)
     spec = FeatureSpec(config.backbone, weights, config.image_size, config.fit, compute.precision)
     images = (folders, spec, Path(config.cache_dir), compute)
-    if rank() > 0:  # torchrun's other processes pass their share of the images, and no more
+    if RANK > 0:  # torchrun's other processes pass their share of the images, and no more
         cached_features(*images)
         return
     if weights.path is None:

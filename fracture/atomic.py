@@ -1,7 +1,5 @@
 """Files and folders that are never half there, whenever the process that writes them is killed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator
@@ -86,10 +84,6 @@ def publish(new: Path, target: Path, replace: bool = False) -> None:
     old = new.with_name("old")
     if target.exists() and not replace:
         raise InputError(f"{target} was created by another process and is not replaced")
-    try:
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
-    finally:
-        if not target.exists() and old.exists():
-            old.rename(target)
+    if target.exists():
+        target.rename(old)  # if we are killed here, the next `staging_dir` puts it back
+    new.rename(target)

@@ -1,9 +1,6 @@
 """How a script ends: 0 done, 2 wrong input or a machine at its limit, 130 Ctrl-C, 143 SIGTERM."""
 
-from __future__ import annotations
-
 import errno
-import io
 import os
 import re
 import signal
@@ -19,33 +16,25 @@ class InputError(Exception):
     """The user's input is wrong. The message is one line: what, where, and what to do about it."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived: like Ctrl-C, but from a scheduler or a shutdown."""
-
-
 def one_line(error: Exception) -> str:
     """An error's text without line breaks, or its type if it has no text."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def escape_controls(name: object) -> str:
-    """Escape control characters, which would break or recolour a line of the terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda odd: repr(odd[0])[1:-1], str(name))
+    """Escape what would break or recolour a line of the terminal, or cannot be printed at all."""
+    odd = r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
+    return re.sub(odd, lambda found: repr(found[0])[1:-1], str(name))
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Run a script's main. Wrong input and signals end in one line; a bug keeps its traceback."""
+    """Run a script's main. Wrong input and Ctrl-C end in one line; a bug keeps its traceback."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _terminate)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as on Ctrl-C, `finally` runs
     try:
         main()
     except InputError as error:
         _exit(2, str(error))
-    except Terminated:
-        _exit(143, "terminated")
     except KeyboardInterrupt:
         _exit(130, "interrupted")
     except BrokenPipeError:  # the reader of our output has seen enough, as `| head` does
@@ -58,16 +47,12 @@ def run_script(main: Callable[[], object]) -> None:
     except (RuntimeError, MemoryError) as error:
         if not re.search(SHORT_OF_MEMORY, repr(error)):
             raise
-        reason = one_line(error)[-150:]
-        _exit(2, f"short of memory or /dev/shm; finished work is kept, try --workers 0: {reason}")
+        advice = "finished work is kept; try --workers 0"
+        _exit(2, f"short of memory or /dev/shm ({one_line(error)[-150:]}); {advice}")
     finally:
         # Between two calls a script only imports: Ctrl-C then ends it without a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _terminate(*_: object) -> None:
-    raise Terminated
 
 
 def _exit(status: int, message: str) -> None:

@@ -1,7 +1,5 @@
 """The epoch: minibatches, gradient steps, validation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator
 
@@ -9,7 +7,6 @@ import torch
 from torch import nn
 
 from fracture.cli import InputError
-from fracture.config import SelectBy
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -60,7 +57,7 @@ def validate(logits: torch.Tensor, labels: torch.Tensor, loss_function: Loss) ->
     return {"val_loss": loss, "val_accuracy": correct / len(labels)}
 
 
-def selection_key(metrics: dict[str, float], select_by: SelectBy) -> tuple[float, float]:
+def selection_key(metrics: dict[str, float], select_by: str) -> tuple[float, float]:
     """What makes an epoch the best: the chosen metric, then the other; of equals the first wins."""
     accuracy, loss = metrics["val_accuracy"], metrics["val_loss"]
     return (accuracy, -loss) if select_by == "val_accuracy" else (-loss, accuracy)

@@ -1,8 +1,5 @@
 """Getting the data set: a folder as it is, a zip unpacked, or a download."""
 
-from __future__ import annotations
-
-import errno
 import shutil
 from pathlib import Path
 from urllib.parse import urljoin
@@ -10,7 +7,7 @@ from zipfile import ZipFile
 
 from tqdm import tqdm
 
-from fracture.atomic import attach_path, staging_dir
+from fracture.atomic import staging_dir
 from fracture.cli import InputError, one_line
 from fracture.config import is_https
 
@@ -29,12 +26,11 @@ def fetch_dataset(data_root: Path, url: str, md5: str) -> Path:
     """
     if data_root.is_dir():
         return data_root
+    archive, folder = data_root.with_name(f"{data_root.name}.zip"), data_root
     if data_root.suffix.lower() == ".zip":
         archive, folder = data_root, data_root.with_suffix("")
     elif data_root.exists() or data_root.is_symlink():
         raise InputError(f"{data_root} is neither a folder nor a .zip")
-    else:
-        archive, folder = data_root.with_name(f"{data_root.name}.zip"), data_root
     if folder.is_dir():
         print(f"using {folder}, which lies beside {archive.name}")
         return folder
@@ -61,8 +57,7 @@ def download(url: str, path: Path, known_hash: str | None, by_hand: str) -> None
     from requests import RequestException, Response
 
     def refuse_http(response: Response, **_: object) -> None:
-        target = urljoin(response.url, response.headers.get("Location", ""))
-        if not is_https(target):
+        if not is_https(target := urljoin(response.url, response.headers.get("Location", ""))):
             raise RequestException(f"it redirects to {target}, which is not https://")
 
     print(f"downloading {url}")
@@ -73,14 +68,9 @@ def download(url: str, path: Path, known_hash: str | None, by_hand: str) -> None
         with staging_dir(path) as stage:
             pooch.retrieve(url, known_hash, "download", stage, downloader=fetch)
             (stage / "download").rename(path)
-            return
-    except RequestException as error:
-        status = getattr(error.response, "status_code", None)
-        own = str(error) if type(error) is RequestException else type(error).__name__
-        reason = f"status {status}" if status else own
-    except ValueError:
-        reason = f"the file has another hash than {known_hash}"
-    raise InputError(f"{url} could not be downloaded ({reason}): {by_hand}")
+    except (RequestException, ValueError) as error:  # ValueError: it has another hash
+        reason = one_line(error)[:150]
+        raise InputError(f"{url} could not be downloaded ({reason}): {by_hand}") from error
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -90,19 +80,13 @@ def unpack(archive: Path, folder: Path) -> None:
     itself.
 
     Raises:
-        InputError: the archive is damaged or encrypted. Nothing of it stays.
+        InputError: the archive is damaged or encrypted, or the disk is full. Nothing of it stays.
     """
-    with staging_dir(folder) as stage, attach_path(folder):
+    with staging_dir(folder) as stage:
         try:
             with ZipFile(archive) as file:
-                members = file.infolist()
-                for member in tqdm(members, "unpacking", unit=" files", disable=None):
+                for member in tqdm(file.infolist(), "unpacking", unit=" files", disable=None):
                     file.extract(member, stage)  # never outside: zipfile drops ".." and "/"
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-                error.filename = str(folder)
-                raise
-            raise InputError(f"{archive} cannot be unpacked: {one_line(error)}") from error
         except Exception as error:  # damaged bytes lead zipfile to eight kinds of error
             raise InputError(f"{archive} cannot be unpacked: {one_line(error)}") from error
         shutil.rmtree(stage / "__MACOSX", ignore_errors=True)

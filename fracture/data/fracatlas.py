@@ -4,16 +4,12 @@ FracAtlas: Abedeen et al., Scientific Data 10:521 (2023), doi 10.1038/s41597-023
 folder with two class folders is read the same way; its classes are named after the folders.
 """
 
-from __future__ import annotations
-
 import csv
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fracture.cli import InputError
 from fracture.data.images import files_below
-from fracture.data.manifest import below_class
 
 CLASSES = ("Fractured", "Non_fractured")
 BODY_PARTS = ("hand", "leg", "hip", "shoulder", "mixed")  # mixed: several of the others
@@ -56,7 +52,7 @@ def find_radiographs(data_root: Path) -> list[Radiograph]:
     write `non_fractured`), and are checked against dataset.csv if it is there (`resolve_labels`).
 
     Raises:
-        InputError: there are not two classes with files, or two files of a class share a name.
+        InputError: there are not two classes with files.
     """
     found = [
         Radiograph(path, path.relative_to(data_root).as_posix(), label)
@@ -69,34 +65,25 @@ def find_radiographs(data_root: Path) -> list[Radiograph]:
     table = data_root / "dataset.csv"
     if classes == sorted(CLASSES) and table.is_file():
         found = resolve_labels(found, table)
-    names = Counter((r.label, below_class(r.image)) for r in found if not r.duplicate_of)
-    if twice := [name for (_, name), count in names.items() if count > 1]:
-        raise InputError(f"{data_root}: two files of one class are called {twice[0]}; rename one")
     return sorted(found, key=lambda radiograph: radiograph.image)
 
 
 def _class_folders(data_root: Path) -> dict[Path, str]:
     """The class folders, in images/ if there is one, and the class of each."""
-
-    def folders(parent: Path) -> list[Path]:
-        visible = (path for path in parent.iterdir() if not path.name.startswith("."))
-        return sorted(path for path in visible if path.is_dir())
-
-    images = next((path for path in folders(data_root) if path.name.lower() == "images"), data_root)
+    images = next((p for p in _folders(data_root) if p.name.lower() == "images"), data_root)
     published = {name.lower(): name for name in CLASSES}
-    found = {path: published.get(path.name.lower(), path.name) for path in folders(images)}
-    fracatlas = {path: name for path, name in found.items() if name in CLASSES}
-    if len(set(fracatlas.values())) == 2:
-        if others := ", ".join(found[path] for path in found.keys() - fracatlas.keys()):
-            print(f"{images}: not a class of FracAtlas, left out: {others}")
-        return fracatlas
+    found = {path: published.get(path.name.lower(), path.name) for path in _folders(images)}
+    if set(CLASSES) <= set(found.values()):
+        if others := [name for name in found.values() if name not in CLASSES]:
+            print(f"{images}: not a class of FracAtlas, left out: {', '.join(others)}")
+        return {path: name for path, name in found.items() if name in CLASSES}
     if len(found) != 2:
-        there = ", ".join(found.values()) or "none"
-        raise InputError(
-            f"{images}: two class folders are needed, found: {there}; pass --data_root FOLDER "
-            "(FracAtlas' folder holds images/ and dataset.csv)"
-        )
+        raise InputError(f"{images}: two class folders are needed; pass --data_root FOLDER")
     return found
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def resolve_labels(found: list[Radiograph], table: Path) -> list[Radiograph]:
@@ -109,28 +96,23 @@ def resolve_labels(found: list[Radiograph], table: Path) -> list[Radiograph]:
     Raises:
         InputError: dataset.csv is not FracAtlas' own.
     """
-    rows: dict[str, tuple[bool, bool, dict[str, str]]] = {}
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            for row in csv.DictReader(file):
-                name, flag = row["image_id"], int(row["fractured"])
-                if name in rows or flag not in (0, 1):
-                    raise ValueError(f"{name} is listed twice, or fractured is not 0 or 1")
-                rows[name] = (flag == 1, int(row["fracture_count"]) > 0, row)
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(f"{table}: not FracAtlas' table ({error}); mend or remove it") from error
     in_folder = {(item.path.name, item.label): item.image for item in found}
 
-    def resolve(item: Radiograph) -> Radiograph:
-        if item.path.name not in rows:
+    def resolve(item: Radiograph, row: dict[str, str] | None) -> Radiograph:
+        if row is None:
             return replace(item, note="label: the folder's, not in dataset.csv")
-        flag, counted, row = rows[item.path.name]
-        votes = (item.label == CLASSES[0], flag, counted)
+        fractured, count = row["fractured"], row["fracture_count"]
+        votes = [item.label == CLASSES[0], int(fractured) > 0, int(count) > 0]
         label = CLASSES[0] if sum(votes) >= 2 else CLASSES[1]
+        note = f"label: folder {item.label}, fractured {fractured}, fracture_count {count}"
+        note = f"{note}; the majority's" if len(set(votes)) == 2 else ""
         traits = " ".join(trait for trait in TRAITS if row.get(trait) == "1")
-        note = f"label: folder {item.label}, fractured {row['fractured']}, fracture_count "
-        note = f"{note}{row['fracture_count']}; the majority's" if len({*votes}) > 1 else ""
         other = in_folder.get((item.path.name, label), "") if label != item.label else ""
         return replace(item, label=label, traits=traits, note=note, duplicate_of=other)
 
-    return [resolve(item) for item in found]
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = {row["image_id"]: row for row in csv.DictReader(file)}
+        return [resolve(item, rows.get(item.path.name)) for item in found]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(f"{table}: not FracAtlas' table ({error}); mend or remove it") from error

@@ -12,8 +12,6 @@ saved again with grey below, so only the upper three quarters are compared). Thr
    of two patients share outlines, but not the trabeculae of a bone.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,19 +19,20 @@ from dataclasses import replace
 import numpy as np
 import torch
 from scipy.fft import dctn
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
+from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 from tqdm import tqdm
 
-from fracture.data.manifest import Row, join_reasons
+from fracture.data.manifest import Row
 
 # Chosen on FracAtlas, whose copies are nearer than 0.1 to each other and agree by 0.94 or more;
 # films of two patients agree by 0.81 at most. See docs/split.md.
 RADIUS = 0.2
 NEIGHBOURS = 4
 AGREEMENT = 0.9
+
+Pair = tuple[int, int, int]  # an image, another one, and quarter turns of the first
 
 
 def exclude_copies(rows: Sequence[Row], thumbnails: Mapping[str, np.ndarray]) -> list[Row]:
@@ -53,7 +52,7 @@ def exclude_copies(rows: Sequence[Row], thumbnails: Mapping[str, np.ndarray]) ->
     for row in sorted(rows, key=lambda row: row.image):
         if row.split != "excluded":
             same[row.group].append(row)
-    numbers = near_copies([thumbnails[digest] for digest in same]) if same else np.zeros(0, int)
+    numbers = near_copies([thumbnails[digest] for digest in same]).tolist() if same else []
     groups: dict[int, list[Row]] = defaultdict(list)
     for members, number in zip(same.values(), numbers, strict=True):
         groups[number] += members
@@ -66,9 +65,10 @@ def exclude_copies(rows: Sequence[Row], thumbnails: Mapping[str, np.ndarray]) ->
                 twin = min(others, key=lambda other: other.group != row.group)
                 alike = "has the same pixels" if twin.group == row.group else "is a near-copy"
                 reason = f"contradictory: {twin.image} {alike}"
-            elif row.image != original.image:
+            elif row is not original:
                 reason = f"copy of {original.image}"
-            split, reason = "excluded" if reason else "", join_reasons(reason, row.reason)
+            split = "excluded" if reason else ""
+            reason = "; ".join(filter(None, [reason, row.reason]))
             judged[row.image] = replace(row, split=split, group=name, reason=reason)
     return [judged.get(row.image, row) for row in rows]
 
@@ -104,9 +104,8 @@ def candidates(known: np.ndarray, turned: np.ndarray) -> np.ndarray:
     tree = KDTree(known[:, :3, :4].reshape(len(known), -1))
     coarse = turned[:, :3, :4].reshape(len(known), -1)[tree.indices]  # neighbours in a row: cached
     distance, found = tree.query(coarse, NEIGHBOURS + 1, eps=2, distance_upper_bound=RADIUS)
-    is_near = np.isfinite(distance).ravel()
-    first = np.repeat(np.asarray(tree.indices), NEIGHBOURS + 1)[is_near]
-    second = np.ravel(found)[is_near]
+    hits = np.nonzero(np.isfinite(distance))
+    first, second = np.asarray(tree.indices)[hits[0]], np.asarray(found)[hits]
     near = np.linalg.norm(turned[first] - known[second], axis=(1, 2)) < RADIUS
     return np.stack([first, second], 1)[near & (first != second)]
 
@@ -118,33 +117,34 @@ def near_copies(thumbnails: Sequence[np.ndarray]) -> np.ndarray:
         (N,) int: images of one number are linked by a chain of near-copies.
     """
     images = np.asarray(thumbnails)
-    groups: np.ndarray = np.arange(len(thumbnails))
+    groups = np.arange(len(images))  # a group's number is its first image
     hashes = [descriptors(np.rot90(images, turns, axes=(1, 2))) for turns in range(4)]
-    compared: set[tuple[int, int, int]] = set()
+    compared: set[Pair] = set()
     while True:
         # One image represents each group: otherwise many copies of one film would be each other's
         # only neighbours, and hide further copies of it.
-        first = np.unique(groups, return_index=True)[1]
+        first = np.unique(groups)
         found = set()
         for turns in range(4):
             pairs = first[candidates(hashes[0][first], hashes[turns][first])]
             found |= {(i, j, turns) for i, j in (pairs if turns else np.sort(pairs)).tolist()}
         links = _copies_among(images, sorted(found - compared))
-        if not len(links):
+        if not links:
             return groups
         compared |= found
-        graph = coo_array((np.ones(len(links)), groups[links].T), shape=(len(images), len(images)))
-        groups = connected_components(graph, directed=False)[1][groups]
+        for i, j, _ in links:
+            low, high = sorted(groups[[i, j]])
+            groups[groups == high] = low
 
 
-def _copies_among(images: np.ndarray, pairs: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """The pairs (first image, second, quarter turns of the first) that agree, as (P, 2)."""
-    copies = np.zeros((0, 2), int)
+def _copies_among(images: np.ndarray, pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs that agree."""
+    copies = []
     for start in tqdm(range(0, len(pairs), 128), "comparing", disable=None):
-        first, second, turns = np.transpose(pairs[start : start + 128])
-        moving = np.stack([np.rot90(images[i], k) for i, k in zip(first, turns, strict=True)])
-        is_copy = agreement(moving, images[second]) > AGREEMENT
-        copies = np.concatenate([copies, np.stack([first, second], 1)[is_copy]])
+        batch = pairs[start : start + 128]
+        moving = np.stack([np.rot90(images[i], turns) for i, _, turns in batch])
+        agrees = agreement(moving, images[[j for _, j, _ in batch]]) > AGREEMENT
+        copies += [pair for pair, is_copy in zip(batch, agrees, strict=True) if is_copy]
     return copies
 
 
@@ -161,60 +161,57 @@ def agreement(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
     Returns:
         (P,) float.
     """
-    first, second = (
-        torch.from_numpy(upper(side)[:, None].copy()).float() for side in (moving, fixed)
-    )
-    unmoved = torch.eye(2, 3).expand(len(fixed), 2, 3)
-    maps = (unmoved, register(first, second))
+    first, second = (torch.tensor(upper(side)[:, None]).float() for side in (moving, fixed))
+    registered = register(first, second)
+    maps = (torch.eye(2, 3).expand_as(registered), registered)
     return torch.stack([_detail_agreement(first, second, theta) for theta in maps]).amax(0).numpy()
 
 
-def _detail_agreement(
-    moving: torch.Tensor, fixed: torch.Tensor, theta: torch.Tensor
-) -> torch.Tensor:
-    grid = affine_grid(theta, list(fixed.shape), align_corners=False)
-    inside = (grid.abs().amax(-1) <= 1)[:, None]
-    warped = grid_sample(moving, grid, padding_mode="border", align_corners=False)
+def _detail_agreement(moving: Tensor, fixed: Tensor, theta: Tensor) -> Tensor:
+    warped, inside = warp(moving, theta)
     first, second = ((image - smooth(image, 7)) * inside for image in (warped, fixed))
-
-    def mean_of_blocks(image: torch.Tensor) -> torch.Tensor:
-        return avg_pool2d(image, 12).flatten(1)
-
-    detail = (mean_of_blocks(first * first) * mean_of_blocks(second * second)).sqrt()
-    correlation = mean_of_blocks(first * second) / (detail + 1e-3)
+    products = torch.cat([first * first, second * second, first * second], 1)
+    power, other_power, product = avg_pool2d(products, 12).flatten(2).unbind(1)
+    detail = (power * other_power).sqrt()
     plain = detail < detail.median(1, keepdim=True).values
-    return correlation.masked_fill(plain, torch.nan).nanmedian(1).values
+    correlation = (product / (detail + 1e-3)).masked_fill(plain, torch.nan)
+    return correlation.nanmedian(1).values
 
 
-def smooth(images: torch.Tensor, width: int) -> torch.Tensor:
+def smooth(images: Tensor, width: int) -> Tensor:
     return avg_pool2d(images, width, 1, width // 2, count_include_pad=False)
 
 
-def register(moving: torch.Tensor, fixed: torch.Tensor, steps: int = 10) -> torch.Tensor:
+def warp(images: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """(P, C, H, W) images seen through (P, 2, 3) affine maps, and which pixels come from inside."""
+    grid = affine_grid(theta, list(images.shape), align_corners=False)
+    warped = grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return warped, (grid.abs().amax(-1) <= 1)[:, None]
+
+
+def register(moving: Tensor, fixed: Tensor, steps: int = 10) -> Tensor:
     """Affine maps from `fixed` to `moving`, as `affine_grid` takes them: (P, 2, 3).
 
     Gauss-Newton on squared differences, with gain and offset of the brightness fitted as well
     (Lucas and Kanade, IJCAI 1981; Baker and Matthews, IJCV 56:221, 2004, sec. 2).
     """
-    count, _, height, width = fixed.shape
     moving, fixed = smooth(moving, 3), smooth(fixed, 3)
+    count, _, height, width = fixed.shape
     dy, dx = torch.gradient(moving, dim=(2, 3))
     layers = torch.cat([moving, dx * width / 2, dy * height / 2], 1)
-    unmoved = torch.eye(2, 3).expand(count, 2, 3)
+    theta = unmoved = torch.eye(2, 3).expand(count, 2, 3)
     x, y = affine_grid(unmoved, list(fixed.shape), align_corners=False).unbind(-1)
     target = fixed - fixed.mean((2, 3), keepdim=True)
     target = target / target.std((2, 3), keepdim=True).clamp(min=1e-3)
-    theta = unmoved
     for _ in range(steps):
-        grid = affine_grid(theta, list(fixed.shape), align_corners=False)
-        warped = grid_sample(layers, grid, padding_mode="border", align_corners=False)
+        warped, inside = warp(layers, theta)
         value, dx, dy = warped.unbind(1)
-        inside = (grid.abs().amax(-1) <= 1).flatten(1)[..., None]
+        mask = inside.flatten(1)[..., None]
         terms = [dx * x, dx * y, dx, dy * x, dy * y, dy, value, torch.ones_like(value)]
-        design = torch.stack(terms, -1).flatten(1, 2) * inside
+        design = torch.stack(terms, -1).flatten(1, 2) * mask
         normal = design.mT @ design
         ridge = torch.diag_embed(1e-4 * normal.diagonal(dim1=1, dim2=2) + 1e-3)
-        right = design.mT @ (target.flatten(1)[..., None] * inside)
+        right = design.mT @ (target.flatten(1)[..., None] * mask)
         solution = torch.linalg.solve(normal + ridge, right)[..., 0]
         gain = solution[:, 6:7].clamp(min=1e-3)
         step = (solution[:, :6] / gain).clamp(-0.05, 0.05).view(count, 2, 3)

@@ -1,7 +1,5 @@
 """A split's train, val or test folder as torchvision reads it, with what the manifest adds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
@@ -10,7 +8,7 @@ from torchvision.datasets import ImageFolder
 from fracture.cli import InputError
 from fracture.config import Fit
 from fracture.data.images import load_or_explain
-from fracture.data.manifest import FILE_NAME, SPLIT_AGAIN, Row, read_manifest
+from fracture.data.manifest import FILE_NAME, SPLIT_AGAIN, read_manifest
 
 
 class SplitFolder(ImageFolder):
@@ -26,26 +24,23 @@ class SplitFolder(ImageFolder):
         fit: squash or letterbox.
 
     Raises:
-        InputError: there is no split of two classes, or the files are not those of the manifest.
+        InputError: there is no split, or its files are not those of the manifest.
     """
 
     def __init__(self, split_dir: Path, name: str, size: int, fit: Fit) -> None:
         self.split_dir, self.size, self.fit = split_dir, size, fit
-        all_rows, self.manifest_sha256 = read_manifest(split_dir)
-        listed = {row.path: row for row in all_rows if row.split == name}
+        rows, self.manifest_sha256 = read_manifest(split_dir)
+        listed = {row.path: row for row in rows if row.split == name}
         try:
             super().__init__(split_dir / name, is_valid_file=_is_visible)
         except FileNotFoundError as error:
             raise InputError(f"{split_dir / name}: no images; {SPLIT_AGAIN}") from error
         there = [Path(path).relative_to(split_dir).as_posix() for path, _ in self.samples]
         if odd := sorted(listed.keys() ^ set(there)):
-            missing = odd[0] in listed
-            fault = "is missing" if missing else f"is not in {FILE_NAME}"
-            advice = SPLIT_AGAIN if missing else "move it away"
-            raise InputError(f"{split_dir / odd[0]} {fault} ({len(odd)} such files); {advice}")
-        if len(self.classes) != 2 or self.classes != sorted({row.label for row in all_rows}):
-            raise InputError(f"{split_dir / name}: not the manifest's two classes; {SPLIT_AGAIN}")
-        self.rows: list[Row] = [listed[path] for path in there]
+            missing = f"is missing; {SPLIT_AGAIN}"
+            fault = missing if odd[0] in listed else f"is not in {FILE_NAME}; move it away"
+            raise InputError(f"{split_dir / odd[0]} {fault} ({len(odd)} such files)")
+        self.rows = [listed[path] for path in there]
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, str]:
         path, label = self.samples[index]

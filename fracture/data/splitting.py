@@ -1,52 +1,51 @@
 """From files to a split: scan them, assign whole groups of copies, link them into folders."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from fractions import Fraction
-from itertools import product
 from pathlib import Path
 
 import yaml
 from joblib import cpu_count  # honours a container's quota, unlike os.cpu_count
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from fracture.atomic import publish, staging_dir
 from fracture.cli import InputError
 from fracture.config import Config
 from fracture.data.fracatlas import body_part, find_radiographs
 from fracture.data.images import scan_image
-from fracture.data.manifest import SPLITS, Row, join_reasons, write_manifest
+from fracture.data.manifest import SPLITS, Row, write_manifest
 from fracture.data.near_copies import exclude_copies
+
+Splits = dict[str, list[Row]]  # the rows of each split, by the name of its folder
+Share = float | Fraction  # folds take exact fractions, so that they meet without a gap
 
 
 def scan_dataset(data_root: Path) -> list[Row]:
     """A row for every file of the source, each decoded once; split is "excluded" or still ""."""
     found = find_radiographs(data_root)
-    with ThreadPoolExecutor(cpu_count()) as pool:  # Pillow and hashlib release Python's lock
-        scans = pool.map(scan_image, [radiograph.path for radiograph in found])
-        reports = [*tqdm(scans, "reading", len(found), unit=" images", disable=None)]
-    rows, bad = [], {item.image for item, r in zip(found, reports, strict=True) if r.error}
-    for item, report in zip(found, reports, strict=True):
+    paths = [item.path for item in found]
+    # Threads suffice: Pillow and hashlib release Python's lock.
+    scans = thread_map(scan_image, paths, max_workers=cpu_count(), desc="reading", disable=None)
+    reports = dict(zip((item.image for item in found), scans, strict=True))
+    rows = []
+    for item in found:
+        report = reports[item.image]
         reason = f"undecodable: {report.error}" if report.error else ""
-        if item.duplicate_of and item.duplicate_of not in bad:
+        if item.duplicate_of and not reports[item.duplicate_of].error:
             reason = f"copy of {item.duplicate_of}, the same id in the other class folder"
         split, group = ("excluded", "") if reason else ("", report.pixels)
-        reason = join_reasons(reason, item.note)
+        reason = "; ".join(filter(None, [reason, item.note]))
         rows.append(Row(item.image, item.label, split, group, reason, report.sha256, item.traits))
-    return exclude_copies(rows, {report.pixels: report.thumbnail for report in reports})
+    return exclude_copies(rows, {report.pixels: report.thumbnail for report in reports.values()})
 
 
 def assign_splits(
-    rows: Sequence[Row],
-    fractions: Sequence[float | Fraction],
-    seed: int,
-    fold_offset: Fraction = Fraction(0),
+    rows: Sequence[Row], fractions: Sequence[Share], seed: int, fold_offset: Share = 0
 ) -> list[Row]:
     """Give every row that is not excluded a split: whole groups, stratified by class and body part.
 
@@ -82,32 +81,30 @@ def assign_splits(
     return [replace(row, split=row.split or split_of[row.group]) for row in rows]
 
 
-def make_splits(rows: Sequence[Row], config: Config) -> dict[str, list[Row]]:
+def make_splits(rows: Sequence[Row], config: Config) -> Splits:
     """The rows of the one split, by the name ".", or of each fold, by "fold-1" to "fold-K".
 
     Raises:
-        InputError: a train, val or test part would lack a class.
+        InputError: there is no such positive class, or a part of a split would lack a class.
     """
-    if k := config.folds:
-        fractions = Fraction(k - 2, k), Fraction(1, k), Fraction(1, k)
-        splits = {
-            f"fold-{i + 1}": assign_splits(rows, fractions, config.seed, Fraction(i, k))
-            for i in range(k)
-        }
-    else:
-        splits = {".": assign_splits(rows, config.fractions, config.seed)}
     classes = sorted({row.label for row in rows})
+    if config.positive_class not in classes:
+        raise InputError(f"positive_class is {config.positive_class!r}; allowed: {classes}")
+    k = config.folds
+    fractions = (Fraction(k - 2, k), Fraction(1, k), Fraction(1, k)) if k else config.fractions
+    names = [f"fold-{i + 1}" for i in range(k)] or ["."]
+    splits = {
+        name: assign_splits(rows, fractions, config.seed, Fraction(i, len(names)))
+        for i, name in enumerate(names)
+    }
+    needed = {(split, label) for split in SPLITS for label in classes}
     for assigned in splits.values():
-        present = {(row.split, row.label) for row in assigned}
-        for split, label in product(SPLITS, classes):
-            if (split, label) not in present:
-                raise InputError(f"too few images: {split} would have no {label}")
+        if lacking := needed - {(row.split, row.label) for row in assigned}:
+            raise InputError("too few images: {} would have no {}".format(*min(lacking)))
     return splits
 
 
-def write_splits(
-    splits: Mapping[str, Sequence[Row]], data_root: Path, config: Config, overwrite: bool = False
-) -> None:
+def write_splits(splits: Splits, data_root: Path, config: Config, overwrite: bool = False) -> None:
     """Build the folders beside `split_dir` and rename them into place: never half a split.
 
     Args:
@@ -120,7 +117,7 @@ def write_splits(
         InputError: something is there and must not be replaced.
     """
     target = Path(config.split_dir)
-    settings = yaml.safe_dump(config.as_yaml_values(), sort_keys=False)
+    settings = yaml.safe_dump(asdict(config), sort_keys=False)
     with staging_dir(target) as new:
         for name, rows in tqdm(splits.items(), "linking", unit=" splits", disable=None):
             for row in rows:

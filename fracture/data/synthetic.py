@@ -7,11 +7,8 @@ bone of radius R crosses 2 * sqrt(R^2 - d^2) cm of it; taking the medullary cana
 bright cortical edges of a radiograph.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
-import shutil
 from collections import namedtuple
 from pathlib import Path
 
@@ -21,6 +18,8 @@ from numpy.random import Generator, default_rng
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 from tqdm.contrib.concurrent import process_map
+
+from fracture.atomic import publish, staging_dir
 
 BODY = yaml.safe_load(Path(__file__).with_name("bones.yaml").read_text())
 VIEWS = {"frontal": 1.0, "lateral": 0.4, "oblique": 0.7}  # how wide a limb looks
@@ -47,8 +46,8 @@ def tubes_of(part: dict, width: float, height: float = 1) -> list[Tube]:
         head = complex(digit["head"][0] * width, digit["head"][1])
         for r, length in zip((0.42, 0.38, 0.33, 0.28), digit["lengths"], strict=False):
             span = length * np.exp(1j * np.deg2rad(90 + digit["direction"] * width))
-            tubes.append(Tube("long bone", head, span, [1.6 * r, r, 1.5 * r], cortex=0.2))
-            tubes.append(Tube("flesh", head, span, [1, 0.95, 0.9]))
+            bone = Tube("long bone", head, span, [1.6 * r, r, 1.5 * r], cortex=0.2)
+            tubes += [bone, Tube("flesh", head, span, [1, 0.95, 0.9])]
             head += span + 0.3j
     for tube in part["tubes"]:
         head, span = (complex(x * width, y * height) for x, y in (tube["head"], tube["span"]))
@@ -100,10 +99,8 @@ def broken(rng: Generator, bone: Tube, place: float, plated: bool) -> list[Tube]
     for side, end, new_site in ((1, bone.head, near), (-1, tail, far)):
         piece = moved(bone, end, (new_site - end) / (site - end), end)
         pieces.append(piece._replace(cuts=((place, slope, side),)))
-    if plated:
-        plate = tubes_of(BODY["plate"], min(4, length / 3), r)
-        pieces += [moved(tube, 0, along, site) for tube in plate]
-    return pieces
+    plate = tubes_of(BODY["plate"], min(4, length / 3), r) if plated else []
+    return pieces + [moved(tube, 0, along, site) for tube in plate]
 
 
 def shadow(canvas: np.ndarray, tube: Tube, scale: float) -> None:
@@ -165,8 +162,7 @@ def radiograph(seed: int, path: Path) -> dict[str, int]:
     number, fractured = int(path.stem[3:]), path.parent.name == "Fractured"
     # Three streams of random numbers, so that the look owes nothing to the class.
     rng, look, breaks = (default_rng([seed, number, stream]) for stream in range(3))
-    wide, child = rng.random(2) < (0.27, 0.3)
-    mode = "L" if rng.random() < 0.15 else "RGB"
+    wide, child, one_channel = rng.random(3) < (0.27, 0.3, 0.15)
     shape = (373, 454) if wide else (454, 373)
     scale = 454 / 43.2 * rng.uniform(1.2, 1.8)  # pixels per cm; 14 x 17 inch give 373 x 454
     bones, names = pose(rng, lying=wide)
@@ -188,7 +184,7 @@ def radiograph(seed: int, path: Path) -> dict[str, int]:
     noise = look.uniform(1, 2.5) * look.standard_normal((image.height, image.width), np.float32)
     image = Image.fromarray(np.uint8(np.clip(np.asarray(image) + noise, 0, 255)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.convert(mode).save(path, quality=90)
+    image.convert("L" if one_channel else "RGB").save(path, quality=90)
     counts = {"hardware": int(hardware), "fractured": int(fractured), "fracture_count": len(sites)}
     return dict.fromkeys(names, 1) | counts
 
@@ -211,22 +207,22 @@ def add_defects(hurt: list[Path], whole: list[Path], rows: dict[Path, dict[str, 
 def draw_data_set(root: Path, count: int = 400, seed: int = 42) -> None:
     """Draw `count` (20 or more) images into root/images/, described by root/dataset.csv.
 
-    Drawn beside root and renamed when whole. Same seed on the same machine: same bytes.
+    The folder appears only when it is complete. Same seed on the same machine: same bytes.
     """
-    beside = root.with_name(root.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
     # A share of 0.28: the real 0.18 would leave a 10 % test split of 400 too few positives.
     fractured = default_rng(seed).permutation(count) < round(0.28 * count)
-    whole, hurt = beside / "images/Non_fractured", beside / "images/Fractured"
-    paths = [(hurt if f else whole) / f"IMG{i:07d}.jpg" for i, f in enumerate(fractured)]
-    made = process_map(radiograph, [seed] * count, paths, chunksize=4, desc="drawing", disable=None)
-    rows = dict(zip(paths, made, strict=True))
-    add_defects(sorted(hurt.iterdir()), sorted(whole.iterdir()), rows)
-    with (beside / "dataset.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, [*COLUMNS.split(), *VIEWS], restval=0)
-        table.writeheader()
-        table.writerows(row | {"image_id": path.name} for path, row in rows.items())
-    beside.rename(root)
+    with staging_dir(root) as new:
+        whole, hurt = new / "images/Non_fractured", new / "images/Fractured"
+        paths = [(hurt if f else whole) / f"IMG{i:07d}.jpg" for i, f in enumerate(fractured)]
+        seeds = [seed] * count
+        made = process_map(radiograph, seeds, paths, chunksize=4, desc="drawing", disable=None)
+        rows = dict(zip(paths, made, strict=True))
+        add_defects(sorted(hurt.iterdir()), sorted(whole.iterdir()), rows)
+        with (new / "dataset.csv").open("w", newline="") as file:
+            table = csv.DictWriter(file, [*COLUMNS.split(), *VIEWS], restval=0)
+            table.writeheader()
+            table.writerows(row | {"image_id": path.name} for path, row in rows.items())
+        publish(new, root)
 
 
 if __name__ == "__main__":
@@ -234,7 +230,5 @@ if __name__ == "__main__":
     where = "folder to make (default %(default)s); left alone if it exists"
     parser.add_argument("root", nargs="?", type=Path, default="data/demo/FracAtlas", help=where)
     root = parser.parse_args().root
-    if root.exists():
-        print(f"{root} is there already: nothing drawn")
-    else:
+    if not root.exists():
         draw_data_set(root)

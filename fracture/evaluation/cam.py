@@ -1,15 +1,13 @@
 """Heat maps over the images they explain, and how well they point at FracAtlas' own boxes."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from PIL import Image
 from scipy.special import expit
 from torch.utils.data import Subset
@@ -17,73 +15,70 @@ from torch.utils.data import Subset
 from fracture.cli import InputError, one_line
 from fracture.config import Fit
 from fracture.data.images import read_grey
-from fracture.data.manifest import Row, source_of
+from fracture.data.manifest import source_of
 from fracture.data.split_folder import SplitFolder
-from fracture.evaluation.metrics import Metric, group_bootstrap, metric, proportion
-from fracture.features.extract import Compute, run_batches
+from fracture.evaluation.metrics import group_bootstrap, metric, proportion
+from fracture.features.extract import Compute, FeatureSet, run_batches
 from fracture.models.backbone import build_backbone
 from fracture.models.classifier import Classifier
+from fracture.models.head import linear_layer
 
 BOXES = "Annotations/COCO JSON/COCO_fracture_masks.json"
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of width and height
-Film = tuple[str, float, Image.Image]  # file name, probability, the film with its heat map
+Films = dict[str, list[tuple[str, float, Image.Image]]]  # by heading: name, probability, heat map
 
 
 def explain_test(
-    classifier: Classifier,
-    folder: SplitFolder,
-    rows: Sequence[Row],
-    p: np.ndarray,
-    compute: Compute,
-) -> tuple[dict[str, list[Film]], dict[str, Any] | None]:
+    classifier: Classifier, folder: SplitFolder, images: FeatureSet, compute: Compute
+) -> tuple[Films, dict | None]:
     """Heat maps of the worst misses and false alarms, and how well those of fractures point.
 
     Args:
-        classifier: from `load_classifier`; its head is linear.
+        classifier: from `load_classifier`.
         folder: the test folder.
-        rows: the N readable images of it.
-        p: (N,) their probabilities.
+        images: the readable images of it.
         compute: where the backbone runs.
 
     Returns:
-        The films by heading, and the `localisation`, None if the data set has no boxes.
+        The films by heading, and the `localisation`, None if the data set has no boxes. Neither if
+        the head is more than a linear layer.
 
     Raises:
         InputError: an image has changed since the split was made.
     """
-    is_positive = np.array([row.label == classifier.classes[0] for row in rows])
-    worst = worst_cases(is_positive, p)
-    source = source_of(folder.split_dir)
-    boxes = read_boxes(source.with_suffix("") if source.suffix == ".zip" else source)
-    boxed = [i for i in np.flatnonzero(is_positive).tolist() if Path(rows[i].image).name in boxes]
+    if linear_layer(classifier.head) is None:
+        print("heat maps need a head of one linear layer: left out")
+        return {}, None
+    is_positive = (images.labels == classifier.positive_index).numpy()
+    p, spec = classifier.p_positive(images.features), classifier.spec
+    worst, boxes = worst_cases(is_positive, p), read_boxes(source_of(folder.split_dir))
+    rows, names = images.rows, [Path(row.image).name for row in images.rows]
+    boxed = [i for i in np.flatnonzero(is_positive).tolist() if names[i] in boxes]
     wanted = sorted({*boxed, *(i for some in worst.values() for i in some)})
     position = {row.path: i for i, row in enumerate(folder.rows)}
-    images: Subset = Subset(folder, [position[rows[i].path] for i in wanted])
-    backbone, size = build_backbone(classifier.spec, compute.device), classifier.spec.image_size
-    heats: dict[int, np.ndarray] = {}
-    for done, maps, bad in run_batches(
-        lambda batch: classifier.cam(backbone.feature_maps(batch)),
-        images, size, compute, "heat maps",
-    ):  # fmt: skip
-        if bad:
-            first, reason = next(iter(bad.items()))
-            raise InputError(f"{folder.split_dir / rows[wanted[first]].path}: {reason}")
-        heats |= {wanted[i]: heat for i, heat in zip(done, maps, strict=True)}
+    films: Subset = Subset(folder, [position[rows[i].path] for i in wanted])
+    backbone, heats = build_backbone(spec, compute.device), []
+
+    def cam(batch: torch.Tensor) -> torch.Tensor:
+        return classifier.cam(backbone.feature_maps(batch))
+
+    for _, maps, bad in run_batches(cam, films, spec.image_size, compute, "heat maps"):
+        for i, reason in bad.items():
+            raise InputError(f"{folder.split_dir / rows[wanted[i]].path}: {reason}")
+        heats += [*maps]
+    heat_of = dict(zip(wanted, heats, strict=True))
 
     def film_and_heat(i: int) -> tuple[Image.Image, np.ndarray]:
         film = read_grey((folder.split_dir / rows[i].path).read_bytes())
-        return film, in_frame(heats[i], film.size, classifier.spec.fit)
+        return film, in_frame(heat_of[i], film.size, spec.fit)
 
-    def name(i: int) -> str:
-        return Path(rows[i].image).name
-
-    films = {
-        heading: [(name(i), float(p[i]), overlay(*film_and_heat(i), longest=400)) for i in some]
+    pictures = {
+        heading: [(names[i], p[i], overlay(*film_and_heat(i), longest=400)) for i in some]
         for heading, some in worst.items()
     }
-    scored = ((film_and_heat(i)[1], boxes[name(i)]) for i in boxed)
-    return films, localisation(scored) if boxed else None
+    scored = ((film_and_heat(i)[1], boxes[names[i]]) for i in boxed)
+    return pictures, localisation(scored) if boxed else None
 
 
 def worst_cases(is_positive: np.ndarray, p: np.ndarray, most: int = 6) -> dict[str, list[int]]:
@@ -98,12 +93,10 @@ def worst_cases(is_positive: np.ndarray, p: np.ndarray, most: int = 6) -> dict[s
 def in_frame(heat: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:
     """Resize an (h, w) heat map to a film of (width, height), undoing `fit`; float32."""
     side = max(size)
-    square = Image.fromarray(heat.astype(np.float32))
-    if fit == "squash":
-        return np.asarray(square.resize(size, Image.Resampling.BICUBIC))
-    left, top = (side - size[0]) // 2, (side - size[1]) // 2
-    padded = square.resize((side, side), Image.Resampling.BICUBIC)
-    return np.asarray(padded.crop((left, top, left + size[0], top + size[1])))
+    frame = size if fit == "squash" else (side, side)
+    left, top = (frame[0] - size[0]) // 2, (frame[1] - size[1]) // 2
+    resized = Image.fromarray(heat.astype(np.float32)).resize(frame, Image.Resampling.BICUBIC)
+    return np.asarray(resized.crop((left, top, left + size[0], top + size[1])))
 
 
 def overlay(film: Image.Image, heat: np.ndarray, longest: int | None = None) -> Image.Image:
@@ -111,11 +104,10 @@ def overlay(film: Image.Image, heat: np.ndarray, longest: int | None = None) -> 
 
     Inferno's lightness rises evenly, so the map reads alike with any colour vision.
     """
-    grey = np.asarray(film.convert("RGB"), dtype=np.float32)
-    p = expit(heat)  # one scale for all films
-    colour = matplotlib.colormaps["inferno"](p)[..., :3] * 255
-    share = 0.65 * p[..., None]
-    image = Image.fromarray(((1 - share) * grey + share * colour).astype(np.uint8))
+    p = expit(heat)[..., None]  # one scale for all films
+    colour = matplotlib.colormaps["inferno"](p[..., 0])[..., :3] * 255
+    blend = (1 - 0.65 * p) * np.asarray(film.convert("RGB")) + 0.65 * p * colour
+    image = Image.fromarray(blend.astype(np.uint8))
     if longest:
         image.thumbnail((longest, longest))
     return image
@@ -127,10 +119,10 @@ def read_boxes(data_root: Path) -> dict[str, list[Box]]:
     Raises:
         InputError: the file is there, but is not FracAtlas' own.
     """
-    file = data_root / BOXES
-    if not file.is_file():
-        return {}
+    file = Path(str(data_root).removesuffix(".zip"), BOXES)  # a zip is unpacked beside itself
     boxes = defaultdict(list)
+    if not file.is_file():
+        return boxes
     try:
         coco = json.loads(file.read_text())
         images = {image["id"]: image for image in coco["images"]}
@@ -141,10 +133,10 @@ def read_boxes(data_root: Path) -> dict[str, list[Box]]:
             boxes[image["file_name"]].append(box)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{file}: damaged ({one_line(error)}); mend or remove it") from error
-    return dict(boxes)
+    return boxes
 
 
-def inside(boxes: Sequence[Box], shape: tuple[int, ...]) -> np.ndarray:
+def inside(boxes: list[Box], shape: tuple[int, ...]) -> np.ndarray:
     """(height, width) bool: the pixels whose centres lie in a box."""
     y = (np.arange(shape[0]) + 0.5)[:, None] / shape[0]
     x = (np.arange(shape[1]) + 0.5)[None] / shape[1]
@@ -152,7 +144,7 @@ def inside(boxes: Sequence[Box], shape: tuple[int, ...]) -> np.ndarray:
     return np.any(masks, axis=0)
 
 
-def localisation(films: Iterable[tuple[np.ndarray, list[Box]]]) -> dict[str, Any]:
+def localisation(films: Iterable[tuple[np.ndarray, list[Box]]]) -> dict:
     """How often the hottest pixel lies in a box, and how much of the heat does.
 
     The pointing game (Zhang et al., IJCV 126:1084, 2018, without its tolerance) and the energy in
@@ -162,23 +154,18 @@ def localisation(films: Iterable[tuple[np.ndarray, list[Box]]]) -> dict[str, Any
     Args:
         films: (height, width) log-odds and boxes of each; energy is the heat's probability.
     """
-    hits, energies, areas = defaultdict(list), defaultdict(list), []
+    hits, energies = defaultdict(list), defaultdict(list)
     for heat, boxes in films:
         box = inside(boxes, heat.shape)
         y, x = (np.linspace(-1, 1, length) for length in heat.shape)
         blob = np.exp(-2 * (x[None] ** 2 + y[:, None] ** 2))
-        for title, picture, energy in (("map", heat, expit(heat)), ("centred blob", blob, blob)):
-            hits[title].append(bool(box.flat[picture.argmax()]))
-            energies[title].append(energy[box].sum() / energy.sum())
-        areas.append(box.mean())
-    count = len(areas)
-    weights = group_bootstrap(np.arange(count))
-
-    def mean(values: Sequence[float]) -> Metric:
-        return metric(float(np.mean(values)), weights @ np.array(values) / count, count)
-
-    uniform = {"uniform": mean(areas)}  # a random pixel, or the same heat everywhere
-    return {
-        "pointing_game": {who: proportion(sum(h), count) for who, h in hits.items()} | uniform,
-        "energy_in_box": {who: mean(e) for who, e in energies.items()} | uniform,
-    }
+        for who, picture, energy in (("map", heat, expit(heat)), ("centred blob", blob, blob)):
+            hits[who].append(bool(box.flat[picture.argmax()]))
+            energies[who].append(energy[box].sum() / energy.sum())
+        energies["uniform"].append(box.mean())  # also the chance that a random pixel hits
+    n = len(energies["uniform"])
+    weights = group_bootstrap(np.arange(n))
+    game = {who: proportion(sum(h), n) for who, h in hits.items()}
+    in_box = {who: metric(weights @ np.array(e) / n, n) for who, e in energies.items()}
+    uniform = {"uniform": in_box["uniform"]}
+    return {"pointing_game": game | uniform, "energy_in_box": in_box}

@@ -1,11 +1,9 @@
 """Tested runs side by side: is one better than the other, and what do all folds say together?"""
 
-from __future__ import annotations
-
 import csv
 import hashlib
+import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,8 @@ import numpy as np
 from scipy.stats import binomtest
 
 from fracture.cli import InputError, one_line
-from fracture.evaluation.metrics import (
-    evaluate_decisions,
-    evaluate_ranking,
-    group_bootstrap,
-    metric,
-    threshold_free_metrics,
-    threshold_metrics,
-)
+from fracture.evaluation import metrics
+from fracture.evaluation.metrics import Array
 from fracture.evaluation.test_set import TITLES, as_text, print_table
 from fracture.models.classifier import p_column
 from fracture.runs.folder import find_run
@@ -34,34 +26,29 @@ def read_tested(run: Path) -> tuple[Table, dict[str, Any]]:
     Raises:
         InputError: the run has not been tested, or the results are damaged.
     """
-    folder, again = run / "test", f"python infer.py --run {run.name}"
     try:
-        results = json.loads((folder / "metrics.json").read_text())
-        predictions = (folder / "predictions.csv").read_bytes()
+        results = json.loads((run / "test/metrics.json").read_text())
+        predictions = (run / "test/predictions.csv").read_bytes()
         if hashlib.sha256(predictions).hexdigest() != results["predictions_sha256"]:
             raise ValueError("predictions.csv has changed")
-        positive, column = results["positive_class"], p_column(results["positive_class"])
-        with (folder / "predictions.csv").open(encoding="utf-8", errors="surrogateescape") as file:
-            lines = [line for line in csv.DictReader(file) if line[column]]
-    except FileNotFoundError as error:
-        raise InputError(f"{run} has not been tested; first: {again}") from error
-    except (LookupError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(f"{folder}: damaged ({one_line(error)}); test again: {again}") from error
-    table = {
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        reason = one_line(error)
+        raise InputError(f"{run}: {reason}; first: python infer.py --run {run.name}") from error
+    positive, column = results["positive_class"], p_column(results["positive_class"])
+    text = io.StringIO(predictions.decode("utf-8", errors="surrogateescape"), newline="")
+    return {
         line["image"]: (line["label"] == positive, float(line[column]), line["group"])
-        for line in lines
-    }
-    return table, results
+        for line in csv.DictReader(text)
+        if line[column]  # else the image is unreadable
+    }, results
 
 
-def columns(tables: Sequence[Table], images: Sequence[str]) -> tuple[np.ndarray, ...]:
-    """Truth (N,) bool, probabilities (runs, N) and groups (N,) of images that all tables have."""
-    truth = np.array([tables[0][image][0] for image in images])
-    p = np.array([[table[image][1] for image in images] for table in tables])
-    return truth, p, np.array([tables[0][image][2] for image in images])
+def columns(table: Table, images: list[str]) -> list[Array]:
+    """Truth (N,) bool, probabilities (N,) and groups (N,) of images of a table."""
+    return [np.array(column) for column in zip(*(table[image] for image in images), strict=True)]
 
 
-def compare_runs(names: Sequence[str]) -> None:
+def compare_runs(names: list[str]) -> None:
     """Print the differences of two runs on the same test images, with paired intervals.
 
     Both runs share the bootstrap's draws, so that what they have in common cancels out. McNemar's
@@ -75,34 +62,24 @@ def compare_runs(names: Sequence[str]) -> None:
     if any(one[key] != two[key] for key in ("manifest_sha256", "positive_class")):
         raise InputError(f"{runs[0]} and {runs[1]} were not tested on the same split")
     images = sorted(first.keys() & second.keys())
-    truth, p, groups = columns([first, second], images)
-    print(f"{len(images):,} images, {int(truth.sum()):,} {one['positive_class']}\n")
-    print(f"{'':28}{runs[0].name[:15]:>16}{runs[1].name[:15]:>16}  difference")
-    values = _all_metrics(truth, p, np.ones((1, len(images))))
-    draws = _all_metrics(truth, p, group_bootstrap(groups))
+    truth, p_a, groups = columns(first, images)
+    _, p_b, _ = columns(second, images)
+    a_name, b_name = (run.name for run in runs)
+    print(f"{len(images):,} images, {truth.sum():,} {one['positive_class']}\n")
+    print(f"{'':28}{a_name[:15]:>16}{b_name[:15]:>16}  difference")
+    weights = metrics.group_bootstrap(groups)
+    a, b = (metrics.all_metrics(truth, p, weights) for p in (p_a, p_b))
     for name, title in TITLES.items():
-        (a,), (b,) = values[0][name], values[1][name]
-        difference = metric(a - b, draws[0][name] - draws[1][name], len(images))
-        print(f"{title:28}{a:16.4f}{b:16.4f}  {as_text(difference)}")
-    correct = (p >= 0.5) == truth
-    only = int((correct[0] & ~correct[1]).sum()), int((correct[1] & ~correct[0]).sum())
-    p_value = binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
-    print(
-        f"\nonly {runs[0].name} is right on {only[0]}, only {runs[1].name} on {only[1]}: "
-        f"McNemar's exact p = {p_value:.3f}"
-    )
+        difference = as_text(metrics.metric(a[name] - b[name], len(images)))
+        print(f"{title:28}{a[name][0]:16.4f}{b[name][0]:16.4f}  {difference}")
+    a_right, b_right = ((p >= 0.5) == truth for p in (p_a, p_b))
+    only_a, only_b = int((a_right & ~b_right).sum()), int((b_right & ~a_right).sum())
+    p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    print(f"\nonly {a_name} is right on {only_a}, only {b_name} on {only_b}: ", end="")
+    print(f"McNemar's exact p = {p_value:.3f}")
 
 
-def _all_metrics(
-    truth: np.ndarray, p: np.ndarray, weights: np.ndarray
-) -> list[dict[str, np.ndarray]]:
-    return [
-        threshold_free_metrics(truth, row, weights) | threshold_metrics(truth, row >= 0.5, weights)
-        for row in p
-    ]
-
-
-def pool_runs(names: Sequence[str]) -> None:
+def pool_runs(names: list[str]) -> None:
     """Print the metrics of each run, and of all together: every image predicted out of fold.
 
     Raises:
@@ -115,10 +92,8 @@ def pool_runs(names: Sequence[str]) -> None:
         if twice := pooled.keys() & table.keys():
             raise InputError(f"two runs tested {min(twice)}: they are not folds of one split")
         pooled |= table
-        cells = (f"{as_text(results[name]):24}" for name in ("accuracy", "roc_auc"))
-        print(f"{results['run'][:23]:24}{len(table):8,}  {''.join(cells)}".rstrip())
-    truth, (p,), groups = columns([pooled], sorted(pooled))
-    weights = group_bootstrap(groups)
-    metrics = evaluate_decisions(truth, p >= 0.5, weights) | evaluate_ranking(truth, p, weights)
+        accuracy, auc = as_text(results["accuracy"]), as_text(results["roc_auc"])
+        print(f"{results['run'][:23]:24}{len(table):8,}  {accuracy:24}{auc}")
+    truth, p, groups = columns(pooled, sorted(pooled))
     print(f"\nall {len(names)} together, each image predicted by a model that never saw it")
-    print_table(metrics)
+    print_table(metrics.evaluate(truth, p, metrics.group_bootstrap(groups)))

@@ -6,8 +6,6 @@ percentiles of a bootstrap (Efron and Tibshirani, "An Introduction to the Bootst
 that draws groups of copies, not images: copies do not vary independently.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from sklearn.metrics import confusion_matrix, roc_curve
 from fracture.config import OPERATING_POINTS
 from fracture.models.head import log_odds
 
+Array = np.ndarray
 Metric = dict[str, Any]
 
 RESAMPLES = 2000
@@ -34,54 +33,50 @@ def proportion(successes: int, n: int) -> Metric:
     return {"value": successes / n, "low": interval.low, "high": interval.high, "n": n}
 
 
-def group_bootstrap(groups: np.ndarray, count: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """How often each image counts in each of `count` draws of whole groups, with replacement.
+def group_bootstrap(groups: Array, count: int = RESAMPLES, seed: int = 0) -> Array:
+    """How often each image counts: once, then in `count` draws of whole groups with replacement.
 
     Args:
         groups: (N,) names; images of one name are drawn together.
 
     Returns:
-        (count, N) int.
+        (1 + count, N) int; the first row is 1.
     """
     names, group_of = np.unique(groups, return_inverse=True)
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), count)
-    return draws[:, group_of]
+    return np.vstack([np.ones_like(group_of), draws[:, group_of]])
 
 
-def cumulative_counts(
-    is_positive: np.ndarray, p_positive: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def cumulative_counts(is_positive: Array, p: Array, weights: Array) -> tuple[Array, Array]:
     """Counts of true and false positives at every threshold, from the highest probability down.
 
     Args:
         is_positive: (N,) bool.
-        p_positive: (N,) float; equal ones share a threshold.
+        p: (N,) float, of the positive class; equal ones share a threshold.
         weights: (B, N), how often each image counts.
 
     Returns:
         Two arrays of (B, levels + 1); the first column is 0.
     """
-    order = np.argsort(-p_positive, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(p_positive[order])), len(order) - 1)
+    order = np.argsort(-p, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(p[order])), len(order) - 1)
     of_class = (weights[:, order] * (is_positive[order] == label) for label in (True, False))
     tp, fp = (np.cumsum(counts, 1)[:, ends] for counts in of_class)
     return np.pad(tp, ((0, 0), (1, 0))), np.pad(fp, ((0, 0), (1, 0)))
 
 
-def threshold_free_metrics(
-    is_positive: np.ndarray, p_positive: np.ndarray, weights: np.ndarray
-) -> dict[str, np.ndarray]:
+def threshold_free_metrics(is_positive: Array, p: Array, weights: Array) -> dict[str, Array]:
     """Metrics that need no threshold, each (B,) for (B, N) weights; NaN where undefined.
 
     `roc_auc` (ties count half), `average_precision` (the step function's area, as scikit-learn
     has it), `brier` (mean squared error) and `ece`, the expected calibration error (Guo et al.,
     "On Calibration of Modern Neural Networks", ICML 2017, eq. 3), of the positive class.
     """
-    tp, fp = cumulative_counts(is_positive, p_positive, weights)
+    tp, fp = cumulative_counts(is_positive, p, weights)
     total = weights.sum(1)
-    error = p_positive - is_positive
-    in_bin = np.minimum((p_positive * BINS).astype(int), BINS - 1)[:, None] == np.arange(BINS)
+    error = p - is_positive
+    in_bin = np.minimum((p * BINS).astype(int), BINS - 1)[:, None] == np.arange(BINS)
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = np.where(tp + fp > 0, tp / (tp + fp), 0)
         auc = (np.diff(fp) * (tp[:, 1:] + tp[:, :-1])).sum(1) / (2 * tp[:, -1] * fp[:, -1])
@@ -93,62 +88,62 @@ def threshold_free_metrics(
         }
 
 
-def threshold_metrics(
-    is_positive: np.ndarray, predicted: np.ndarray, weights: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Metrics of (N,) bool decisions, each (B,) for (B, N) weights; NaN where undefined."""
-    tp, fn = weights @ (is_positive & predicted), weights @ (is_positive & ~predicted)
-    fp, tn = weights @ (~is_positive & predicted), weights @ (~is_positive & ~predicted)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return {
-            "accuracy": (tp + tn) / (tp + tn + fp + fn),
-            "balanced_accuracy": (tp / (tp + fn) + tn / (tn + fp)) / 2,
-            "sensitivity": tp / (tp + fn),
-            "specificity": tn / (tn + fp),
-            "ppv": tp / (tp + fp),
-            "npv": tn / (tn + fn),
-            "f1": 2 * tp / (2 * tp + fp + fn),
-        }
-
-
-def metric(value: float, resampled: np.ndarray, n: int) -> Metric:
-    """A value with the 2.5th and 97.5th percentile of its bootstrap draws."""
-    if np.isnan(value):
-        return {"value": None, "low": None, "high": None, "n": n}
-    low, high = np.nanpercentile(resampled, [2.5, 97.5])
-    return {"value": float(value), "low": float(low), "high": float(high), "n": n}
-
-
-def evaluate_ranking(
-    is_positive: np.ndarray, p_positive: np.ndarray, weights: np.ndarray
-) -> dict[str, Metric]:
-    """`threshold_free_metrics` with intervals, from the weights of `group_bootstrap`."""
-    values = threshold_free_metrics(is_positive, p_positive, np.ones((1, len(p_positive))))
-    spread = threshold_free_metrics(is_positive, p_positive, weights)
-    return {name: metric(v[0], spread[name], len(p_positive)) for name, v in values.items()}
-
-
-def evaluate_decisions(
-    is_positive: np.ndarray, predicted: np.ndarray, weights: np.ndarray
-) -> dict[str, Any]:
-    """Metrics of (N,) bool decisions, accuracy first, and their `confusion_matrix` as counts."""
-    tn, fp, fn, tp = confusion_matrix(is_positive, predicted, labels=[False, True]).ravel().tolist()
-    exact = {
-        "accuracy": (tp + tn, len(predicted)),
+def proportions(tp: Any, fn: Any, fp: Any, tn: Any) -> dict[str, tuple[Any, Any]]:
+    """Numerator and denominator of each metric that is a proportion."""
+    return {
+        "accuracy": (tp + tn, tp + tn + fp + fn),
         "sensitivity": (tp, tp + fn),
         "specificity": (tn, tn + fp),
         "ppv": (tp, tp + fp),
         "npv": (tn, tn + fn),
     }
-    values = threshold_metrics(is_positive, predicted, np.ones((1, len(predicted))))
-    spread = threshold_metrics(is_positive, predicted, weights)
-    metrics = {
-        name: proportion(*exact[name])
-        if name in exact
-        else metric(value[0], spread[name], len(predicted))
-        for name, value in values.items()
+
+
+def threshold_metrics(is_positive: Array, predicted: Array, weights: Array) -> dict[str, Array]:
+    """Metrics of (N,) bool decisions, each (B,) for (B, N) weights; NaN where undefined."""
+    tp, fn = weights @ (is_positive & predicted), weights @ (is_positive & ~predicted)
+    fp, tn = weights @ (~is_positive & predicted), weights @ (~is_positive & ~predicted)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = {name: k / n for name, (k, n) in proportions(tp, fn, fp, tn).items()}
+        found["balanced_accuracy"] = (found["sensitivity"] + found["specificity"]) / 2
+        return found | {"f1": 2 * tp / (2 * tp + fp + fn)}
+
+
+def all_metrics(is_positive: Array, p: Array, weights: Array) -> dict[str, Array]:
+    """`threshold_metrics` at p = 0.5 and `threshold_free_metrics` in one dict."""
+    decisions = threshold_metrics(is_positive, p >= 0.5, weights)
+    return decisions | threshold_free_metrics(is_positive, p, weights)
+
+
+def metric(values: Array, n: int) -> Metric:
+    """The first of (1 + count,) values, and the 2.5th and 97.5th percentile of the others."""
+    if np.isnan(values[0]):
+        return {"value": None, "low": None, "high": None, "n": n}
+    low, high = np.nanpercentile(values[1:], [2.5, 97.5]).tolist()
+    return {"value": float(values[0]), "low": low, "high": high, "n": n}
+
+
+def evaluate_ranking(is_positive: Array, p: Array, weights: Array) -> dict[str, Metric]:
+    """`threshold_free_metrics` with intervals, from the weights of `group_bootstrap`."""
+    found = threshold_free_metrics(is_positive, p, weights)
+    return {name: metric(values, len(p)) for name, values in found.items()}
+
+
+def evaluate_decisions(is_positive: Array, predicted: Array, weights: Array) -> dict[str, Any]:
+    """Metrics of (N,) bool decisions, accuracy first, and their `confusion_matrix` as counts."""
+    found = threshold_metrics(is_positive, predicted, weights)
+    tn, fp, fn, tp = confusion_matrix(is_positive, predicted, labels=[False, True]).ravel().tolist()
+    return {
+        **{name: metric(values, len(predicted)) for name, values in found.items()},
+        **{name: proportion(k, n) for name, (k, n) in proportions(tp, fn, fp, tn).items()},
+        "confusion_matrix": {"tn": tn, "fp": fp, "fn": fn, "tp": tp},
     }
-    return metrics | {"confusion_matrix": {"tn": tn, "fp": fp, "fn": fn, "tp": tp}}
+
+
+def evaluate(is_positive: Array, p: Array, weights: Array) -> dict[str, Any]:
+    """All metrics with intervals, from the weights of `group_bootstrap`; decisions at p = 0.5."""
+    decisions = evaluate_decisions(is_positive, p >= 0.5, weights)
+    return decisions | evaluate_ranking(is_positive, p, weights)
 
 
 def calibrate(logits: torch.Tensor, labels: torch.Tensor, positive: int) -> dict[str, Any]:
@@ -165,21 +160,19 @@ def calibrate(logits: torch.Tensor, labels: torch.Tensor, positive: int) -> dict
     return {"temperature": temperature, "thresholds": thresholds}
 
 
-def fit_temperature(is_positive: np.ndarray, log_odds: np.ndarray) -> float:
+def fit_temperature(is_positive: Array, log_odds: Array) -> float:
     """The temperature with the least cross-entropy (Guo et al., sec. 4.2).
 
     Args:
         is_positive: (N,) bool, of the validation images.
         log_odds: (N,) float; p is `expit(log_odds / temperature)`.
     """
-    toward_truth = np.where(is_positive, log_odds, -log_odds)
-    found = minimize_scalar(
-        lambda log_t: -log_expit(toward_truth / np.exp(log_t)).mean(), bounds=(-4, 4)
-    )
+    x = np.where(is_positive, log_odds, -log_odds)  # p of the truth is expit(x)
+    found = minimize_scalar(lambda log_t: -log_expit(x / np.exp(log_t)).mean(), bounds=(-4, 4))
     return float(np.exp(found.x))
 
 
-def choose_thresholds(is_positive: np.ndarray, p_positive: np.ndarray) -> dict[str, float]:
+def choose_thresholds(is_positive: Array, p: Array) -> dict[str, float]:
     """Operating points from validation images: from its threshold on, an image is positive.
 
     `protocol` is 0.5, the more probable class; `sensitivity90` the highest threshold that finds
@@ -188,9 +181,9 @@ def choose_thresholds(is_positive: np.ndarray, p_positive: np.ndarray) -> dict[s
 
     Args:
         is_positive: (N,) bool, both classes present.
-        p_positive: (N,) float, calibrated.
+        p: (N,) float, calibrated.
     """
-    false_rate, true_rate, thresholds = roc_curve(is_positive, p_positive, drop_intermediate=False)
+    false_rate, true_rate, thresholds = roc_curve(is_positive, p, drop_intermediate=False)
     finds_90 = int(np.argmax(true_rate >= 0.9))
     best = 1 + int(np.argmax(true_rate[1:] - false_rate[1:]))  # the first threshold is infinite
     values = (0.5, float(thresholds[finds_90]), float(thresholds[best]))

@@ -1,15 +1,18 @@
 """The report's plots: each function returns a matplotlib figure."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.special import expit
 
-from fracture.evaluation.metrics import BINS, cumulative_counts, group_bootstrap, proportion
+from fracture.evaluation import metrics
+from fracture.evaluation.metrics import Array
+from fracture.features.extract import FeatureSet
+from fracture.runs.folder import read_history
+from fracture.runs.trained import TrainedRun
 
 # Okabe and Ito's palette (2008): distinct with any colour vision.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -17,29 +20,55 @@ BAND_RESAMPLES = 500
 GRID = np.linspace(0, 1, 101)
 
 
-def _axes(width: float = 4.2, height: float = 3.8, **labels: Any) -> tuple[Figure, Axes]:
-    figure = Figure((width, height), layout="constrained", dpi=150)
-    axes = figure.subplots()
-    axes.set(**labels)
+def draw_plots(run: TrainedRun, images: FeatureSet, results: dict) -> dict[str, Figure]:
+    """Every plot by its name.
+
+    Args:
+        run: the tested run.
+        images: the test images.
+        results: the content of metrics.json.
+    """
+    classifier = run.classifier
+    log_odds = classifier.log_odds(images.features)
+    raw, p = expit(log_odds), expit(log_odds / classifier.temperature)
+    is_positive = (images.labels == classifier.positive_index).numpy()
+    groups = np.array([row.group for row in images.rows])
+    return {
+        "roc": roc(is_positive, p, groups, classifier.thresholds),
+        "precision_recall": precision_recall(is_positive, p, groups),
+        "reliability": reliability(is_positive, raw, p),
+        "probabilities": histogram(is_positive, p, *classifier.classes),
+        "confusion": confusion(results["operating_points"], *classifier.classes),
+        "training": history(read_history(run.folder)),
+        "subgroups": forest(results["subgroups"], results),
+    }
+
+
+def _axes(title: str, **labels: Any) -> tuple[Figure, Axes]:
+    figure = Figure((4.2, 3.8), layout="constrained", dpi=150)
+    axes = figure.add_subplot(title=title, **labels)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     return figure, axes
 
 
-def roc(
-    is_positive: np.ndarray, p: np.ndarray, groups: np.ndarray, thresholds: dict[str, float]
-) -> Figure:
-    """ROC curve with its pointwise 95 % band and the operating points."""
-    figure, axes = _axes(xlabel="1 - specificity", ylabel="sensitivity", title="ROC")
-    curves = []
-    for weights in (np.ones((1, len(p))), group_bootstrap(groups, BAND_RESAMPLES)):
-        tp, fp = cumulative_counts(is_positive, p, weights)
-        usable = (tp[:, -1] > 0) & (fp[:, -1] > 0)
-        rates = zip(fp[usable] / fp[usable, -1:], tp[usable] / tp[usable, -1:], strict=True)
-        curves.append([(x, y) for x, y in rates])
-    band = [np.interp(GRID, x, y) for x, y in curves[1]]
+def _plot_band(axes: Axes, curve: Callable, is_positive: Array, p: Array, groups: Array) -> None:
+    """Plot a curve with its pointwise 95 % bootstrap band.
+
+    `curve` takes the `cumulative_counts` of one draw, true positives first, and returns x and y.
+    """
+    weights = metrics.group_bootstrap(groups, BAND_RESAMPLES)
+    counts = zip(*metrics.cumulative_counts(is_positive, p, weights), strict=True)
+    curves = [curve(tp, fp) for tp, fp in counts if tp[-1] > 0 and fp[-1] > 0]
+    band = [np.interp(GRID, x, y) for x, y in curves[1:]]
     axes.fill_between(GRID, *np.percentile(band, [2.5, 97.5], axis=0), color=BLUE, alpha=0.2, lw=0)
-    axes.plot(*curves[0][0], color=BLUE)
+    axes.plot(*curves[0], color=BLUE)
+
+
+def roc(is_positive: Array, p: Array, groups: Array, thresholds: dict[str, float]) -> Figure:
+    """ROC curve with its pointwise 95 % band and the operating points."""
+    figure, axes = _axes("ROC", xlabel="1 - specificity", ylabel="sensitivity")
+    _plot_band(axes, lambda tp, fp: (fp / fp[-1], tp / tp[-1]), is_positive, p, groups)
     axes.plot([0, 1], [0, 1], ":", color="gray", lw=1)
     for (name, threshold), marker in zip(thresholds.items(), "os^", strict=True):
         flagged = p >= threshold
@@ -49,76 +78,69 @@ def roc(
     return figure
 
 
-def precision_recall(is_positive: np.ndarray, p: np.ndarray, groups: np.ndarray) -> Figure:
+def precision_recall(is_positive: Array, p: Array, groups: Array) -> Figure:
     """Precision-recall curve with its pointwise 95 % band; the dotted line is the prevalence."""
-    figure, axes = _axes(xlabel="sensitivity (recall)", ylabel="PPV (precision)", ylim=(0, 1.02))
-    axes.set_title("Precision and recall")
-    lines = []
-    for weights in (np.ones((1, len(p))), group_bootstrap(groups, BAND_RESAMPLES)):
-        tp, fp = cumulative_counts(is_positive, p, weights)
-        for hits, alarms in zip(tp[tp[:, -1] > 0], fp[tp[:, -1] > 0], strict=True):
-            some = hits + alarms > 0
-            lines.append((hits[some] / hits[-1], hits[some] / (hits + alarms)[some]))
-    band = [np.interp(GRID, recall, precision) for recall, precision in lines[1:]]
-    axes.fill_between(GRID, *np.percentile(band, [2.5, 97.5], axis=0), color=BLUE, alpha=0.2, lw=0)
-    axes.plot(*lines[0], color=BLUE)
+    figure, axes = _axes("Precision and recall", xlabel="sensitivity (recall)", ylim=(0, 1.02))
+    axes.set_ylabel("PPV (precision)")
+
+    def curve(tp: Array, fp: Array) -> tuple[Array, Array]:
+        tp, fp = tp[tp + fp > 0], fp[tp + fp > 0]
+        return tp / tp[-1], tp / (tp + fp)
+
+    _plot_band(axes, curve, is_positive, p, groups)
     axes.axhline(is_positive.mean(), ls=":", color="gray", lw=1)
     return figure
 
 
-def reliability(is_positive: np.ndarray, before: np.ndarray, after: np.ndarray) -> Figure:
+def reliability(is_positive: Array, before: Array, after: Array) -> Figure:
     """Observed against predicted share of positives by bin, with Wilson's intervals."""
-    figure, axes = _axes(
-        xlabel="predicted probability", ylabel="observed share", title="Reliability"
-    )
+    figure, axes = _axes("Reliability", xlabel="predicted probability", ylabel="observed share")
     axes.plot([0, 1], [0, 1], ":", color="gray", lw=1)
     for title, p, colour in (("before", before, ORANGE), ("calibrated", after, BLUE)):
-        bins = np.minimum((p * BINS).astype(int), BINS - 1)
-        used = np.unique(bins)
-        shares = [
-            proportion(int(is_positive[bins == b].sum()), int((bins == b).sum())) for b in used
-        ]
-        middle = [p[bins == b].mean() for b in used]
-        value = np.array([share["value"] for share in shares])
-        low, high = (np.array([share[end] for share in shares]) for end in ("low", "high"))
-        reach = np.maximum(np.array([value - low, high - value]), 0)
-        axes.errorbar(middle, value, reach, fmt="o-", ms=4, capsize=2, color=colour, label=title)
+        bins = np.minimum((p * metrics.BINS).astype(int), metrics.BINS - 1)
+        points = []
+        for members in (bins == b for b in np.unique(bins)):
+            share = metrics.proportion(int(is_positive[members].sum()), int(members.sum()))
+            points.append((p[members].mean(), share["value"], share["low"], share["high"]))
+        x, y, low, high = np.transpose(points)
+        reach = np.maximum([y - low, high - y], 0)
+        axes.errorbar(x, y, reach, fmt="o-", ms=4, capsize=2, color=colour, label=title)
     axes.legend(loc="upper left", fontsize=8)
     return figure
 
 
-def confusion(points: dict[str, Any], positive: str, negative: str) -> Figure:
-    """The confusion matrix of each operating point."""
+def confusion(points: dict[str, dict], *classes: str) -> Figure:
+    """The confusion matrix of each operating point; the positive class comes first."""
     figure = Figure((8.6, 2.9), layout="constrained", dpi=150)
     for axes, (name, point) in zip(figure.subplots(1, len(points)), points.items(), strict=True):
-        counts = point["confusion_matrix"]
-        table = np.array([[counts["tp"], counts["fn"]], [counts["fp"], counts["tn"]]])
+        tn, fp, fn, tp = point["confusion_matrix"].values()
+        table = np.array([[tp, fn], [fp, tn]])
         axes.imshow(table / table.sum(1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1.4)
         for (i, j), count in np.ndenumerate(table):
             axes.text(j, i, f"{count:,}", ha="center", va="center", fontsize=13)
-        axes.set_xticks([0, 1], [positive, negative], fontsize=8)
-        axes.set_yticks([0, 1], [positive, negative], fontsize=8, rotation=90, va="center")
+        axes.set_xticks([0, 1], classes, fontsize=8)
+        axes.set_yticks([0, 1], classes, fontsize=8, rotation=90, va="center")
         axes.set(xlabel="predicted", ylabel="true", title=f"{name} ({point['threshold']:.2f})")
     return figure
 
 
-def history(epochs: Sequence[dict[str, Any]]) -> Figure:
+def history(epochs: list[dict]) -> Figure:
     """Losses and validation accuracy by epoch; the best epoch is marked."""
-    figure, axes = _axes(xlabel="epoch", ylabel="cross-entropy", title="Training")
-    x = [epoch["epoch"] for epoch in epochs]
-    for name, colour in (("train_loss", ORANGE), ("val_loss", BLUE)):
-        axes.plot(x, [e[name] for e in epochs], color=colour, label=name.replace("_", " "))
+    figure, axes = _axes("Training", xlabel="epoch", ylabel="cross-entropy")
+    values = {name: [epoch[name] for epoch in epochs] for name in epochs[0]}
+    axes.plot(values["epoch"], values["train_loss"], color=ORANGE, label="train loss")
+    axes.plot(values["epoch"], values["val_loss"], color=BLUE, label="val loss")
     right = axes.twinx()
-    right.plot(x, [e["val_accuracy"] for e in epochs], "--", color=GREEN)
+    right.plot(values["epoch"], values["val_accuracy"], "--", color=GREEN)
     right.set_ylabel("validation accuracy (dashed)", color=GREEN)
     axes.axvline(max(e["epoch"] for e in epochs if e["best"]), color="gray", lw=1, label="best")
     axes.legend(fontsize=8)
     return figure
 
 
-def histogram(is_positive: np.ndarray, p: np.ndarray, positive: str, negative: str) -> Figure:
+def histogram(is_positive: Array, p: Array, positive: str, negative: str) -> Figure:
     """The calibrated probabilities of each class."""
-    figure, axes = _axes(xlabel=f"p({positive})", ylabel="images", title="Probabilities")
+    figure, axes = _axes("Probabilities", xlabel=f"p({positive})", ylabel="images")
     for truth, name, colour in ((False, negative, BLUE), (True, positive, ORANGE)):
         axes.hist([*p[is_positive == truth]], [*GRID[::5]], color=colour, alpha=0.6, label=name)
     axes.set_yscale("symlog", linthresh=10)
@@ -126,21 +148,19 @@ def histogram(is_positive: np.ndarray, p: np.ndarray, positive: str, negative: s
     return figure
 
 
-def forest(subgroups: Sequence[dict[str, Any]], overall: Mapping[str, Any]) -> Figure:
+def forest(subgroups: list[dict], overall: dict) -> Figure:
     """Sensitivity and ROC-AUC of each subgroup with 95 % intervals; dotted: all images."""
     figure = Figure((8.6, 0.8 + 0.27 * len(subgroups)), layout="constrained", dpi=150)
-    titles = [f"{s['name']}  ({s['positives']} of {s['n']})" for s in subgroups]
-    for axes, name in zip(
-        figure.subplots(1, 2, sharey=True), ("sensitivity", "roc_auc"), strict=True
-    ):
-        for row, group in enumerate(subgroups):
-            found = group.get(name)
-            if found and found["value"] is not None:
-                axes.plot([found["low"], found["high"]], [row, row], color=BLUE, lw=1.5)
-                axes.plot(found["value"], row, "s", color=BLUE, ms=5)
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, name, title in ((left, "sensitivity", "sensitivity"), (right, "roc_auc", "ROC-AUC")):
+        for row, metric in enumerate(group.get(name) for group in subgroups):
+            if metric and metric["value"] is not None:
+                axes.plot([metric["low"], metric["high"]], [row, row], color=BLUE, lw=1.5)
+                axes.plot(metric["value"], row, "s", color=BLUE, ms=5)
         axes.axvline(overall[name]["value"] or 0, ls=":", color="gray")
-        axes.set(yticks=range(len(titles)), yticklabels=titles, xlim=(0, 1.02))
-        axes.set_xlabel(name.replace("roc_auc", "ROC-AUC"))
+        axes.set(xlabel=title, xlim=(0, 1.02))
         axes.grid(alpha=0.25)
-    figure.axes[0].invert_yaxis()
+    titles = [f"{group['name']}  ({group['positives']} of {group['n']})" for group in subgroups]
+    left.set(yticks=range(len(titles)), yticklabels=titles)
+    left.invert_yaxis()
     return figure

@@ -1,7 +1,5 @@
 """Feature vectors on disk: appended once, found by the sha256 of the image's file."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -54,14 +52,14 @@ class FeatureCache:
             file.write(bytes(padding) + records.tobytes())
 
     def load(self) -> dict[str, np.ndarray]:
-        """Every complete vector by its digest: (width,) float32, views of one array."""
+        """Every intact vector by its digest: (width,) float32, views of one array in memory."""
         if not self.file.exists():
             return {}
-        size = self.file.stat().st_size // self.record.itemsize
-        records = np.fromfile(self.file, self.record, size)
-        complete = records[records["crc32"] == _checksums(records)]
-        names = (record.tobytes().hex() for record in complete["sha256"])
-        return dict(zip(names, complete["vector"], strict=True))
+        count = self.file.stat().st_size // self.record.itemsize
+        records = np.fromfile(self.file, self.record, count)
+        intact = records[records["crc32"] == _checksums(records)]
+        digests = (digest.tobytes().hex() for digest in intact["sha256"])
+        return dict(zip(digests, intact["vector"], strict=True))
 
 
 def _checksums(records: np.ndarray) -> list[int]:

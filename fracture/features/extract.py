@@ -4,11 +4,8 @@ The backbone is frozen and the preprocessing has no randomness, so an image's fe
 20 epochs over stored features are the 20 epochs over images, not an approximation.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,22 +18,23 @@ from torch.nn.functional import pad
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from fracture.cli import InputError, escape_controls, one_line
+from fracture.cli import InputError, escape_controls
 from fracture.config import Config
 from fracture.data.manifest import Row
 from fracture.features.cache import FeatureCache
 from fracture.models.backbone import FeatureSpec, architecture, build_backbone
 
-if TYPE_CHECKING:
-    from fracture.data.split_folder import SplitFolder  # torchvision takes a second to import
+if TYPE_CHECKING:  # torchvision takes a second to import, and a single film does not need it
+    from fracture.data.split_folder import SplitFolder
 
 # Images in a batch at 224 x 224 pixels, fewer of larger ones, so that memory does not depend on
 # the size. A CPU gains nothing from more; a GPU needs them to be busy.
 FEATURE_BATCH = {"cpu": 16, "cuda": 128}
 
-WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+# Set by torchrun. The ranks only wait for each other: gloo does that on GPUs too.
+RANK, WORLD_SIZE = (int(os.environ.get(name, i)) for i, name in enumerate(("RANK", "WORLD_SIZE")))
 
-# Of a batch: the positions of the readable images, their outputs, the reasons of the others.
+# Positions of the readable images, their outputs, and the reasons of the others by position.
 BatchResult = tuple[list[int], np.ndarray, dict[int, str]]
 
 
@@ -55,11 +53,6 @@ class FeatureSet:
     labels: torch.Tensor
     rows: list[Row]
     unreadable: dict[Row, str]
-
-
-def rank() -> int:
-    """This process's number among those that torchrun started; 0 if it is alone."""
-    return int(os.environ.get("RANK", 0))
 
 
 @dataclass(frozen=True)
@@ -84,10 +77,9 @@ def pick_compute(config: Config) -> Compute:
         raise InputError("device is 'cuda', but torch sees no GPU here; allowed: auto, cpu")
     gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     device = torch.device(gpu if has_gpu and config.device != "cpu" else "cpu")
-    precision: str = config.precision
-    if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bfloat16" if fast else "float32"
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    best = "bfloat16" if fast else "float32"
+    precision = best if config.precision == "auto" else config.precision
     cores = min(16, cpu_count() // WORLD_SIZE)
     return Compute(device, precision, cores if config.workers == "auto" else config.workers)
 
@@ -117,7 +109,7 @@ def run_batches(
     size = max(1, FEATURE_BATCH[device.type] * 224**2 // image_size**2)
     workers = max(0, min(compute.workers, -(-count // size) - 1))  # few images need no process
     loader = DataLoader(images, size, num_workers=workers, pin_memory=device.type == "cuda")
-    with tqdm(desc=title, total=count, unit=" images", disable=rank() > 0 or None) as bar:
+    with tqdm(desc=title, total=count, unit=" images", disable=RANK > 0 or None) as bar:
         for batch, *_, reasons in loader:
             if pad_last:
                 batch = pad(batch, (0, 0, 0, 0, 0, size - len(batch)))
@@ -130,7 +122,7 @@ def run_batches(
 
 
 def cached_features(
-    folders: Sequence[SplitFolder], spec: FeatureSpec, cache_dir: Path, compute: Compute
+    folders: Sequence["SplitFolder"], spec: FeatureSpec, cache_dir: Path, compute: Compute
 ) -> list[FeatureSet]:
     """The features of split folders; images that are not in the cache pass the backbone once.
 
@@ -149,40 +141,29 @@ def cached_features(
     cache = FeatureCache(cache_dir, spec.cache_key(), architecture(spec.backbone).width)
     rows = [row for folder in folders for row in folder.rows]
     position = {row.sha256: i for i, row in enumerate(rows)}  # one pass serves all copies of a file
-    with all_ranks() as meet:
+    known = cache.load()
+    missing = [digest for digest in position if digest not in known]
+    barrier()  # every rank has read the cache before one appends to it
+    if RANK == 0:
+        new = f"{len(missing):,} not in {cache.file.parent}"
+        print(f"features: {len(position):,} different images, {new}")
+    if missing:
+        digests = missing[RANK::WORLD_SIZE]
+        images: Subset = Subset(ConcatDataset(folders), [position[digest] for digest in digests])
+        backbone = build_backbone(spec, compute.device)
+        batches = run_batches(backbone, images, spec.image_size, compute, pad_last=True)
+        for done, vectors, _ in batches:
+            if not np.isfinite(vectors).all():
+                first = rows[position[digests[done[0]]]].path
+                hint = "try --precision float32, or other weights"
+                raise InputError(f"{first}, or one soon after it: features not finite; {hint}")
+            cache.append([digests[i] for i in done], vectors)
+        barrier()
         known = cache.load()
-        missing = [digest for digest in position if digest not in known]
-        meet()  # every rank has read the cache before the first one appends to it
-        if rank() == 0:
-            print(
-                f"features: {len(position):,} images, {len(missing):,} not in {cache.file.parent}"
-            )
-        if missing:
-            share = missing[rank() :: WORLD_SIZE]
-            images: Subset = Subset(ConcatDataset(folders), [position[digest] for digest in share])
-            _extract(images, share, spec, cache, compute)
-            meet()
-            known = cache.load()
     return [_feature_set(folder, known) for folder in folders]
 
 
-def _extract(
-    images: Subset, digests: Sequence[str], spec: FeatureSpec, cache: FeatureCache, compute: Compute
-) -> None:
-    """Append the features of (N) images to the cache, batch by batch."""
-    backbone = build_backbone(spec, compute.device)
-    batches = run_batches(backbone, images, spec.image_size, compute, pad_last=True)
-    for done, vectors, _ in batches:
-        if not np.isfinite(vectors).all():
-            first = digests[done[int(np.argmin(np.isfinite(vectors).all(1)))]]
-            raise InputError(
-                f"the features of the image with sha256 {first} are not finite; try --precision "
-                "float32, or other weights"
-            )
-        cache.append([digests[i] for i in done], vectors)
-
-
-def _feature_set(folder: SplitFolder, known: Mapping[str, np.ndarray]) -> FeatureSet:
+def _feature_set(folder: "SplitFolder", known: Mapping[str, np.ndarray]) -> FeatureSet:
     """Look up a folder's features; what is still not known could not be read."""
     rows = [row for row in folder.rows if row.sha256 in known]
     labels = torch.tensor([folder.class_to_idx[row.label] for row in rows])
@@ -190,37 +171,16 @@ def _feature_set(folder: SplitFolder, known: Mapping[str, np.ndarray]) -> Featur
         if index not in labels:
             raise InputError(f"{folder.root}: no readable image of {label}")
     features = torch.from_numpy(np.stack([known[row.sha256] for row in rows]))
-    unreadable = {
-        row: folder[i][2] or "not readable at first"
-        for i, row in enumerate(folder.rows)
-        if row.sha256 not in known
-    }
+    failed = [i for i, row in enumerate(folder.rows) if row.sha256 not in known]
+    unreadable = {folder.rows[i]: folder[i][2] or "not readable at first" for i in failed}
     for row, reason in unreadable.items():
         print(f"left out, unreadable: {escape_controls(row.image)}: {reason}")
     return FeatureSet(features, labels, rows, unreadable)
 
 
-@contextmanager
-def all_ranks() -> Iterator[Callable[[], None]]:
-    """Join torchrun's processes; yields a function that waits until all of them call it.
-
-    gloo also serves GPUs: nothing but the waiting is shared.
-    """
-
-    def meet() -> None:
-        try:
-            if WORLD_SIZE > 1:
-                dist.barrier()
-        except RuntimeError as error:  # gloo raises nothing else
-            raise InputError(
-                "another process of this job has ended, see its message; finished work is kept: "
-                f"run again ({one_line(error)[:60]})"
-            ) from error
-
+def barrier() -> None:
+    """Wait until every process that torchrun started gets here."""
     if WORLD_SIZE > 1:
-        dist.init_process_group("gloo")
-    try:
-        yield meet
-    finally:
-        if WORLD_SIZE > 1:
-            dist.destroy_process_group()
+        if not dist.is_initialized():
+            dist.init_process_group("gloo")
+        dist.barrier()

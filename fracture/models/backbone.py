@@ -1,7 +1,5 @@
 """The frozen backbone. `architecture` is the one place to add another."""
 
-from __future__ import annotations
-
 import ctypes
 import platform
 from collections.abc import Callable
@@ -17,6 +15,9 @@ from fracture.config import Fit
 from fracture.data.images import PREPROCESSING_VERSION
 from fracture.models.weights import NORMALISATION, Weights, load_tensors
 
+EFFICIENTNETS = [f"efficientnet-b{i}" for i in range(9)]
+LITE = [f"efficientnet-lite{i}" for i in range(3)]
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -25,8 +26,8 @@ class Architecture:
     Attributes:
         build: makes the network for an image size in pixels.
         width: the length of its feature vector.
-        feature_maps: (N, 3, H, W) float images to (N, width, h, w) feature maps.
-        optimize: speeds up the network with its weights loaded, without changing what it computes.
+        feature_maps: (network, (N, 3, H, W) float images) to (N, width, h, w) feature maps.
+        optimize: speeds up a network that has its weights; the features stay the same.
     """
 
     build: Callable[[int], nn.Module]
@@ -36,24 +37,21 @@ class Architecture:
 
 
 def architecture(name: str) -> Architecture:
-    """How to build a backbone. To add one, add its name and its `Architecture` here.
+    """How to build a backbone. To add one, return its `Architecture` here.
 
     Raises:
         InputError: the name is unknown.
     """
-    efficientnets = [f"efficientnet-b{i}" for i in range(9)]
-    lite = [f"efficientnet-lite{i}" for i in range(3)]
-    if name in efficientnets:
+    if name in EFFICIENTNETS:
         from efficientnet_pytorch import EfficientNet, utils
 
         width = utils.round_filters(1280, utils.get_model_params(name, {})[1])  # 2,304 for B6
-    elif name in lite:
+    elif name in LITE:
         from efficientnet_lite_pytorch import EfficientNet
 
         width = 1280  # the Lite networks keep B0's width here
     else:
-        known = ", ".join(efficientnets + lite)
-        raise InputError(f"backbone is {name!r}; allowed: {known}")
+        raise InputError(f"backbone is {name!r}; allowed: {', '.join(EFFICIENTNETS + LITE)}")
 
     def build(image_size: int) -> nn.Module:
         # image_size sets the padding of the strided convolutions, which the library would
@@ -89,72 +87,71 @@ class FeatureSpec:
 
 
 class Backbone(nn.Module):
-    """A frozen network without its classifier: images to pooled features.
+    """A frozen network without its classifier, with its weights: images to pooled features.
 
     Every parameter has its gradient off, and the module stays in eval mode whatever `train()` asks:
     in train mode each pass would move BatchNorm's statistics, and drop-connect is random.
+
+    Raises:
+        InputError: the weights do not fit the network.
     """
 
     def __init__(self, spec: FeatureSpec) -> None:
         super().__init__()
         self.architecture = architecture(spec.backbone)
-        self.net = self.architecture.build(spec.image_size)
+        if spec.weights.path is None:
+            torch.manual_seed(int(spec.weights.identity.rsplit("=", 1)[1]))
+        self.network = self.architecture.build(spec.image_size).eval()
+        if path := spec.weights.path:
+            state = {k: v for k, v in load_tensors(path).items() if not k.startswith("_fc.")}
+            try:
+                self.network.load_state_dict(state)
+            except (RuntimeError, AttributeError) as error:
+                reason = one_line(error)[:80]  # torch names each of hundreds of missing tensors
+                raise InputError(f"{path} has no weights of {spec.backbone}: {reason}") from error
+        if self.architecture.optimize:
+            self.architecture.optimize(self.network)
+        if spec.precision == "bfloat16":
+            self.network.bfloat16()
         mean, std = NORMALISATION[spec.weights.normalisation]
         self.mean = nn.Buffer(torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.std = nn.Buffer(torch.tensor(std).view(3, 1, 1), persistent=False)
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
-    def train(self, mode: bool = True) -> Backbone:  # noqa: ARG002
+    def train(self, mode: bool = True) -> "Backbone":  # noqa: ARG002
         return super().train(False)
 
     def feature_maps(self, images: torch.Tensor) -> torch.Tensor:
         """(N, H, W) uint8 grey levels to (N, width, H / 32, W / 32) float feature maps."""
         pixels = (images.unsqueeze(1) / 255 - self.mean) / self.std
-        dtype = next(self.net.parameters()).dtype
+        dtype = next(self.network.parameters()).dtype
         pixels = pixels.to(dtype, memory_format=torch.channels_last)
-        return self.architecture.feature_maps(self.net, pixels).float()
+        return self.architecture.feature_maps(self.network, pixels).float()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, H, W) uint8 grey levels to (N, width) float features (global average pooling)."""
         return self.feature_maps(images).mean((2, 3))
 
 
-def build_backbone(spec: FeatureSpec, device: torch.device | None = None) -> Backbone:
-    """The backbone with its weights, in its precision, on a device (by default the CPU).
-
-    Raises:
-        InputError: the weights do not fit the backbone.
-    """
-    if device and device.type == "cpu":
-        _keep_freed_memory()
-    if spec.weights.path is None:
-        torch.manual_seed(int(spec.weights.identity.rsplit("=", 1)[1]))
-    backbone = Backbone(spec)
-    if path := spec.weights.path:
-        state = load_tensors(path)
-        try:
-            backbone.net.load_state_dict(
-                {key: value for key, value in state.items() if not key.startswith(("_fc.", "fc."))}
-            )
-        except (RuntimeError, AttributeError) as error:
-            reason = one_line(error)[:80]  # torch names each of hundreds of missing tensors
-            raise InputError(f"{path} holds no weights of {spec.backbone}: {reason}") from error
-    if backbone.architecture.optimize:
-        backbone.architecture.optimize(backbone.net)
-    backbone.requires_grad_(False).to(memory_format=torch.channels_last)
-    if spec.precision == "bfloat16":
-        backbone.net.bfloat16()
-    return backbone.to(device)
+def build_backbone(spec: FeatureSpec, device: torch.device) -> Backbone:
+    """The backbone with its weights, in its precision, on a device."""
+    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
+        # Let glibc keep the memory of freed tensors. Otherwise the kernel maps each large one anew
+        # and fills it with zeros: up to a quarter of a pass's time with B6, and half with Lite0.
+        mallopt = ctypes.CDLL(None).mallopt
+        if mallopt(-3, 2**31 - 1):  # M_MMAP_THRESHOLD, in bytes; an old glibc may refuse this
+            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    return Backbone(spec).to(device)
 
 
-def fuse_batchnorm(net: nn.Module) -> None:
+def fuse_batchnorm(network: nn.Module) -> None:
     """Fuse an EfficientNet's BatchNorms and even paddings into its convolutions.
 
     In eval mode a BatchNorm is a fixed scale and shift (Jacob et al., CVPR 2018, sec. 3.2), so the
     features stay the same to float precision, and a pass on a CPU takes half the time.
     """
-    pairs = [(net, "_conv_stem", "_bn0"), (net, "_conv_head", "_bn1")]
-    for block in net.get_submodule("_blocks").children():
+    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+    for block in network.get_submodule("_blocks").children():
         pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
         if hasattr(block, "_expand_conv"):
             pairs.append((block, "_expand_conv", "_bn0"))
@@ -165,18 +162,6 @@ def fuse_batchnorm(net: nn.Module) -> None:
             fused.padding, fused.static_padding = (top, left), nn.Identity()
         setattr(owner, convolution, fused)
         setattr(owner, norm, nn.Identity())
-    for module in net.modules():
+    for module in network.modules():
         if type(getattr(module, "_swish", None)).__name__ == "MemoryEfficientSwish":
             module._swish = nn.SiLU(inplace=True)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed tensors.
-
-    Otherwise the kernel maps each large tensor anew and fills it with zeros, which costs a pass up
-    to a quarter of its time with B6, and half with Lite0.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        if mallopt(-3, 2**31 - 1):  # M_MMAP_THRESHOLD, in bytes; an old glibc may refuse this
-            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

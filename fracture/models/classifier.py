@@ -1,6 +1,4 @@
-"""A trained run, ready to use: features in, calibrated probabilities and decisions out."""
-
-from __future__ import annotations
+"""A trained head with its backbone's spec: features in, probabilities and decisions out."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +12,6 @@ from fracture.cli import InputError, one_line
 from fracture.models.backbone import FeatureSpec, architecture
 from fracture.models.head import build_head, linear_layer, log_odds, predict_logits
 from fracture.models.weights import find_weights
-
-
-def p_column(positive: str) -> str:
-    """The name of the column of probabilities in every table of predictions."""
-    return f"p_{positive.lower().replace(' ', '_')}"
 
 
 @dataclass(frozen=True)
@@ -79,6 +72,11 @@ class Classifier:
         return (logits[:, positive] - logits[:, 1 - positive]) / self.temperature
 
 
+def p_column(positive: str) -> str:
+    """The name of the column of probabilities in every table of predictions."""
+    return f"p_{positive.lower().replace(' ', '_')}"
+
+
 def load_classifier(checkpoint: dict[str, Any], weights_file: str, precision: str) -> Classifier:
     """Rebuild what train.py saved.
 
@@ -88,32 +86,23 @@ def load_classifier(checkpoint: dict[str, Any], weights_file: str, precision: st
         precision: of the backbone on this machine.
 
     Raises:
-        InputError: the head is another one, or the backbone's weights or the preprocessing here
-            are not those of the training.
+        InputError: head, backbone's weights or preprocessing differ from those of the training.
     """
-    trained, settings = checkpoint["recipe"], checkpoint["settings"]
-    from_file = checkpoint["weights"].startswith("file ")
-    source = weights_file if from_file else settings["weights"]
-    weights = find_weights(trained["backbone"], source, settings["seed"])
-    spec = FeatureSpec(
-        trained["backbone"], weights, trained["image_size"], trained["fit"], precision
-    )
-    for name, value in spec.cache_key().items():
-        if value != trained[name] and name != "precision":
-            raise InputError(
-                f"the run was trained with {name} {trained[name]} ({checkpoint['weights']} "
-                f"weights), not {value}; pass its --weights FILE, or train again"
-            )
+    then, settings, source = (checkpoint[key] for key in ("recipe", "settings", "weights"))
+    wanted = weights_file if source.startswith("file ") else settings["weights"]
+    weights = find_weights(then["backbone"], wanted, settings["seed"])
+    spec = FeatureSpec(then["backbone"], weights, then["image_size"], then["fit"], precision)
+    for name, now in spec.cache_key().items():
+        if now != then[name] and name != "precision":
+            hint = "pass the run's --weights FILE, or train again"
+            raise InputError(f"the run was trained with {name} {then[name]}, not {now}; {hint}")
     head = build_head(architecture(spec.backbone).width, dropout=0).eval()
     try:
         head.load_state_dict(checkpoint["head"])
     except RuntimeError as error:
-        raise InputError(
-            "the run was trained with another head than build_head makes in models/head.py: "
-            f"{one_line(error)[:100]}"
-        ) from error
+        reason = one_line(error)[:100]
+        raise InputError(f"models/head.py makes another head than the run's: {reason}") from error
     index = checkpoint["classes"].index(checkpoint["positive_class"])
     classes = checkpoint["classes"][index], checkpoint["classes"][1 - index]
-    return Classifier(
-        head, spec, classes, index, checkpoint["temperature"], checkpoint["thresholds"]
-    )
+    calibration = checkpoint["temperature"], checkpoint["thresholds"]
+    return Classifier(head, spec, classes, index, *calibration)

@@ -1,7 +1,5 @@
 """The head: features to two logits. `build_head` is the one place to change it."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import numpy as np
@@ -49,6 +47,6 @@ def predict_logits(head: nn.Module, features: torch.Tensor) -> torch.Tensor:
 
 
 def log_odds(logits: torch.Tensor, positive: int) -> np.ndarray:
-    """(N, 2, ...) logits to (N, ...) float64: the positive class's logit minus the other's."""
-    logits = logits.double().cpu()
+    """(N, 2) logits to (N,) float64: the positive class's logit minus the other's."""
+    logits = logits.double()
     return (logits[:, positive] - logits[:, 1 - positive]).numpy()

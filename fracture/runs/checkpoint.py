@@ -1,10 +1,9 @@
 """Checkpoints: tensors and plain values, written atomically, compared before a run goes on."""
 
-from __future__ import annotations
-
 import io
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,24 +11,21 @@ from torch import nn
 from fracture.atomic import atomic_write
 from fracture.cli import InputError, one_line
 from fracture.config import Config, shareable
-from fracture.data.split_folder import SplitFolder
 from fracture.models.backbone import FeatureSpec
 from fracture.models.weights import load_tensors
 
+if TYPE_CHECKING:  # torchvision takes a second to import, and a single film does not need it
+    from fracture.data.split_folder import SplitFolder
+
 # Settings that may change when a run is resumed: they do not change its results.
 MUTABLE_ON_RESUME = {"data_md5", "workers", "wandb_mode", "wandb_project"}
-
-REQUIRED_KEYS = {
-    *("settings", "weights", "recipe", "classes", "positive_class", "manifest_sha256"),
-    *("epoch", "head", "best"),
-}
-EXTRA_KEYS = {"last.pt": {"optimizer"}, "best.pt": {"temperature", "thresholds"}}
+REQUIRED_KEYS = {"settings", "recipe", "classes", "positive_class", "epoch", "head", "best"}
 
 
-def provenance(config: Config, spec: FeatureSpec, folder: SplitFolder) -> dict[str, Any]:
-    """What a run's results depend on, in plain values, as all its checkpoints hold it."""
+def provenance(config: Config, spec: FeatureSpec, folder: "SplitFolder") -> dict[str, Any]:
+    """What a run's results depend on, in plain values; all its checkpoints hold it."""
     return {
-        "settings": shareable(config.as_yaml_values()),
+        "settings": shareable(asdict(config)),
         "weights": spec.weights.source,
         "recipe": spec.cache_key(),
         "classes": folder.classes,
@@ -59,7 +55,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except InputError as error:
         again = f"remove last.pt, and python train.py --resume {path.parent.name} makes it again"
         raise InputError(f"{error}; {again}") from error
-    if missing := (REQUIRED_KEYS | EXTRA_KEYS[path.name]) - content.keys():
+    if missing := REQUIRED_KEYS - content.keys():
         raise InputError(f"{path}: not a checkpoint of train.py: no {', '.join(sorted(missing))}")
     return content
 
@@ -69,20 +65,17 @@ def check_provenance(folder: Path, then: dict[str, Any], now: dict[str, Any]) ->
 
     Args:
         folder: of the run.
-        then: the run's checkpoint, or its settings if it has none yet.
-        now: the same of this process.
+        then: the run's checkpoint, or only its settings if it has none yet.
+        now: the provenance of this process.
 
     Raises:
         InputError: settings, split or weights differ.
     """
-    for key in now.keys() & then.keys():
-        if not isinstance(now[key], dict):
-            pairs = {key: (then[key], now[key])}
-        else:
-            pairs = {name: (then[key].get(name), value) for name, value in now[key].items()}
-        for name, (before, value) in pairs.items():
-            if name not in MUTABLE_ON_RESUME and before != value:
-                raise InputError(f"{folder}: {name} is {value}, but the run began with {before}")
+    before, current = (flat | flat["settings"] | flat.get("recipe", {}) for flat in (then, now))
+    for name in (current.keys() & before.keys()) - MUTABLE_ON_RESUME - {"settings", "recipe"}:
+        if before[name] != current[name]:
+            begun = f"but the run began with {before[name]}"
+            raise InputError(f"{folder}: {name} is {current[name]}, {begun}")
 
 
 def load_training_state(
@@ -93,12 +86,12 @@ def load_training_state(
     Raises:
         InputError: it was written by another head or optimizer.
     """
+    saved, options = state["optimizer"], [group.keys() for group in optimizer.param_groups]
     try:
         head.load_state_dict(state["head"])
-        saved, current = state["optimizer"]["param_groups"], optimizer.param_groups
-        if [group.keys() for group in saved] != [group.keys() for group in current]:
-            raise ValueError("its optimizer has other options than build_optimizer's")
-        optimizer.load_state_dict(state["optimizer"])
+        if [group.keys() for group in saved["param_groups"]] != options:
+            raise ValueError("another optimizer has written it")
+        optimizer.load_state_dict(saved)
     except (RuntimeError, ValueError) as error:
         reason = one_line(error)[:120]
         raise InputError(f"{folder / 'last.pt'}: {reason}; undo the edit, or train anew") from error

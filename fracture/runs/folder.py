@@ -1,13 +1,12 @@
 """A run: its folder runs/NAME/, made or resumed, locked, saved and logged by one object."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,10 @@ import torch
 import yaml
 from torch import nn
 
-from fracture.atomic import atomic_write, attach_path, lock
+from fracture.atomic import atomic_write, lock
 from fracture.cli import InputError, one_line
-from fracture.config import RUNS, Config, shareable
-from fracture.runs.checkpoint import (
-    check_provenance,
-    load_checkpoint,
-    load_training_state,
-    save_checkpoint,
-)
+from fracture.config import RUNS, Config, read_config, shareable
+from fracture.runs import checkpoint
 from fracture.runs.tracking import pick_mode, tracking
 from fracture.training import selection_key
 
@@ -50,51 +44,50 @@ class Run:
     """
 
     def __init__(self, config: Config, resume: str | None, provenance: dict[str, Any]) -> None:
-        self.config, self.provenance = config, provenance
+        self.config, self.provenance, self.stack = config, provenance, ExitStack()
         mode = pick_mode(config.wandb_mode)
         self.folder = find_run(resume) if resume else new_folder(config)
-        self.stack = ExitStack()
         busy = f"{self.folder}: another process is training this run"
         self.stack.callback(lock(self.folder / ".lock", busy).release)
-        self.state: dict[str, Any] = {}
-        if resume:
-            self.state = self._saved_state()
-            cut_history(self.folder, self.state["epoch"])
-            print(f"resumed after epoch {self.state['epoch']} of {config.epochs}")
+        self.state: dict[str, Any] = self._saved_state() if resume else {"epoch": 0}
+        self.history = read_history(self.folder)[: self.state["epoch"]]
         self.best: dict[str, Any] = self.state.get("best", {})
+        if resume:
+            print(f"resumed after epoch {self.state['epoch']} of {config.epochs}")
         print(f"run in {self.folder}")
         print(f"if it is interrupted: python train.py --resume {self.folder.name}")
         logged = tracking(mode, config.wandb_project, self.folder, provenance["settings"])
-        self.tracker = self.stack.enter_context(logged)
+        self.wandb = self.stack.enter_context(logged)
 
     def _saved_state(self) -> dict[str, Any]:
         """The run's last.pt or, before the first epoch, its settings alone."""
         if (self.folder / "last.pt").is_file():
-            state = load_checkpoint(self.folder / "last.pt")
+            state = checkpoint.load_checkpoint(self.folder / "last.pt")
         else:
-            state = {"settings": shareable(run_settings(self.folder)), "epoch": 0}
-        check_provenance(self.folder, state, self.provenance)
+            settings = shareable(asdict(read_config(self.folder / "config.yaml")))
+            state = {"settings": settings, "epoch": 0}
+        checkpoint.check_provenance(self.folder, state, self.provenance)
         return state
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *details: Any) -> None:
         self.stack.__exit__(kind, *details)
-        if kind and issubclass(kind, Exception) and not (self.folder / "last.pt").exists():
-            shutil.rmtree(self.folder)
         if kind is None:
             set_latest(self.folder)
+        elif issubclass(kind, Exception) and not self.history:
+            shutil.rmtree(self.folder)
 
     def load_state(self, head: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Put the head and optimizer of a resumed run back as they were; no change in a new run."""
-        if "head" in self.state:
-            load_training_state(self.state, head, optimizer, self.folder)
+        if self.state["epoch"]:
+            checkpoint.load_training_state(self.state, head, optimizer, self.folder)
 
     def epochs(self) -> Iterator[int]:
-        """The epochs that are left; a header above their lines."""
+        """The epochs that are left, under a header for their lines."""
         print(f"\n{'epoch':>5}{'train loss':>12}{'val loss':>10}{'val accuracy':>14}")
-        yield from range(self.state.get("epoch", 0) + 1, self.config.epochs + 1)
+        yield from range(self.state["epoch"] + 1, self.config.epochs + 1)
 
     def save_epoch(
         self,
@@ -111,26 +104,25 @@ class Run:
             optimizer: its state is saved as it is.
             calibration: temperature and thresholds, chosen on validation.
         """
-        select_by = self.config.select_by
-        is_best = not self.best or (
-            selection_key(metrics, select_by) > selection_key(self.best, select_by)
-        )
+        keys = [selection_key(m, self.config.select_by) for m in (metrics, self.best) if m]
+        is_best = len(keys) == 1 or keys[0] > keys[1]
         self.best = metrics if is_best else self.best
-        content = self.provenance | {
-            "epoch": metrics["epoch"],
-            "head": head.state_dict(),
-            "best": self.best,
-        }
+        self.history.append({**metrics, "best": is_best})
+        content = {"epoch": metrics["epoch"], "head": head.state_dict(), "best": self.best}
+        content |= self.provenance
         if is_best:
-            save_checkpoint(self.folder / "best.pt", content | calibration)
-        append_history(self.folder, {**metrics, "best": is_best})
+            checkpoint.save_checkpoint(self.folder / "best.pt", content | calibration)
+        with atomic_write(self.folder / "history.jsonl") as new:
+            new.write_text("".join(json.dumps(epoch) + "\n" for epoch in self.history))
         # Last: whatever last.pt has reached is on disk, and a resumed run goes on from there.
-        save_checkpoint(self.folder / "last.pt", content | {"optimizer": optimizer.state_dict()})
+        content |= {"optimizer": optimizer.state_dict()}
+        checkpoint.save_checkpoint(self.folder / "last.pt", content)
         epoch, train_loss, val_loss, val_accuracy = metrics.values()
         mark = "  best" if is_best else ""
         print(f"{epoch:5}{train_loss:12.4f}{val_loss:10.4f}{val_accuracy:14.4f}{mark}")
-        self.tracker.log(metrics, step=int(epoch))
-        self.tracker.summarize({f"best_{name}": value for name, value in self.best.items()})
+        with suppress(ConnectionError):  # wandb's own process has died; `tracking` says so
+            self.wandb.log(metrics, step=int(epoch))
+            self.wandb.summary.update({f"best_{name}": value for name, value in self.best.items()})
 
 
 def new_folder(config: Config) -> Path:
@@ -143,13 +135,11 @@ def new_folder(config: Config) -> Path:
             break
         except FileExistsError as error:
             if config.run:
-                raise InputError(
-                    f"{folder} exists, and no run overwrites another; pass another --run NAME, or "
-                    f"go on with it: --resume {config.run}"
-                ) from error
+                hint = f"pass another --run, or go on with it: --resume {config.run}"
+                raise InputError(f"{folder} exists and is not overwritten; {hint}") from error
             time.sleep(0.5)  # two runs began within a second: the next second has another name
     with atomic_write(folder / "config.yaml") as new:
-        new.write_text(yaml.safe_dump(config.as_yaml_values(), sort_keys=False))
+        new.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
     return folder
 
 
@@ -165,20 +155,6 @@ def find_run(name: str | None) -> Path:
     return folder
 
 
-def run_settings(folder: Path) -> dict[str, Any]:
-    """A run's config.yaml, with this machine's paths, which the checkpoints lack.
-
-    Raises:
-        InputError: it is missing or damaged.
-    """
-    path = folder / "config.yaml"
-    try:
-        settings = yaml.safe_load(path.read_text())
-        return dict(settings) | {"split_dir": str(settings["split_dir"])}
-    except (OSError, LookupError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not the settings of a run: {one_line(error)}") from error
-
-
 def set_latest(folder: Path) -> None:
     """Point runs/latest to a run, in one step, so that it always points somewhere."""
     link = RUNS / f".latest-{os.getpid()}"
@@ -187,33 +163,15 @@ def set_latest(folder: Path) -> None:
     link.replace(RUNS / "latest")
 
 
-def append_history(folder: Path, metrics: dict[str, Any]) -> None:
-    """Add an epoch's line to history.jsonl; it is on disk before last.pt says that it is."""
-    history = folder / "history.jsonl"
-    with attach_path(history), history.open("a") as file:
-        file.write(json.dumps(metrics) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def cut_history(folder: Path, epochs: int) -> None:
-    """Keep the first epochs' lines: an epoch that did not reach last.pt is trained again."""
-    history = folder / "history.jsonl"
-    lines = history.read_text().splitlines(keepends=True)[:epochs] if history.exists() else []
-    with atomic_write(history) as new:
-        new.write_text("".join(lines))
-
-
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """A dictionary for each finished epoch.
 
     Raises:
-        InputError: the file is missing or damaged.
+        InputError: the file is damaged.
     """
     history = folder / "history.jsonl"
     try:
-        return [json.loads(line) for line in history.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{history}: missing or damaged ({one_line(error)}); train again"
-        ) from error
+        lines = history.read_text().splitlines() if history.exists() else []
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise InputError(f"{history}: damaged ({one_line(error)}); train again") from error

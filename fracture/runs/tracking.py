@@ -1,9 +1,7 @@
 """Weights & Biases, which must never stop a run: no prompt, no crash, no hang."""
 
-from __future__ import annotations
-
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -28,7 +26,7 @@ def pick_mode(mode: WandbMode) -> str:
         InputError: online was asked for without a key (wandb itself would prompt for one), or a
             WANDB_ variable is wrong.
     """
-    wanted = (os.environ.get("WANDB_MODE") or mode) if mode == "auto" else mode
+    wanted = os.environ.get("WANDB_MODE", mode) if mode == "auto" else mode
     if wanted not in get_args(WandbMode):
         raise InputError(f"WANDB_MODE is {wanted!r}; allowed: online, offline, disabled")
     if wanted in ("offline", "disabled"):
@@ -43,31 +41,10 @@ def pick_mode(mode: WandbMode) -> str:
     return "online" if has_key else "offline"
 
 
-class Tracker:
-    """A wandb run that survives the death of wandb's process: it prints one line and goes on."""
-
-    def __init__(self, run: wandb.Run) -> None:
-        self.run, self.alive = run, True
-
-    def log(self, values: dict[str, Any], step: int | None = None) -> None:
-        self._send(lambda: self.run.log(values, step))
-
-    def summarize(self, values: dict[str, Any]) -> None:
-        self._send(lambda: self.run.summary.update(values))
-
-    def _send(self, send: Callable[[], object]) -> None:
-        try:
-            if self.alive:
-                send()
-        except ConnectionError:
-            self.alive = False
-            print("wandb: its process has ended; this run goes on without it")
-
-
 @contextmanager
 def tracking(
-    mode: str, project: str, folder: Path, settings: dict[str, Any], job: str = "train"
-) -> Iterator[Tracker]:
+    mode: Any, project: str, folder: Path, settings: dict[str, Any], job: str = "train"
+) -> Iterator[wandb.Run]:
     """A wandb run in a run's folder, finished at the end; prints where it logs to.
 
     A resumed training goes on in its wandb run if a server holds it, and so does its test. An
@@ -83,38 +60,29 @@ def tracking(
     known = folder / "wandb-id"
     run_id = known.read_text() if known.is_file() and mode == "online" else None
     name = folder.name if job == "train" or run_id else f"{folder.name}-{job}"
-
-    def start(mode: Any) -> wandb.Run:
-        return wandb.init(
-            project=project, name=name, id=run_id, resume="allow" if run_id else None,
-            dir=folder, config=settings, mode=mode, settings=SETTINGS,
-        )  # fmt: skip
-
+    options: dict[str, Any] = {"id": run_id, "resume": "allow"} if run_id else {}
+    options |= {"project": project, "name": name, "dir": folder, "config": settings}
     try:
-        run = start(mode)
+        run = wandb.init(**options, mode=mode, settings=SETTINGS)
     except wandb.Error as error:
         print(f"wandb: {one_line(error)[:60]}; logging offline")
-        run = start("offline")
+        run = wandb.init(**options, mode="offline", settings=SETTINGS)
     if run.offline:
         print(f"wandb: offline; to upload: wandb sync {folder}/wandb/offline-run-*")
     elif run.url:
         print(f"wandb: {run.url}")
         known.write_text(run.id)
-    tracker = Tracker(run)
-    exit_code = 1  # not `with run`, which prints the traceback of whatever ends it, even Ctrl-C
+    succeeded = False  # not `with run`, which prints the traceback of whatever ends it, even Ctrl-C
     try:
-        yield tracker
-        exit_code = 0
+        yield run
+        succeeded = True
     finally:
-        if tracker.alive and not _finished(run, exit_code):
+        finished = False
+        with suppress(TimeoutError, ConnectionError):
+            run.finish(exit_code=0 if succeeded else 1)
+            finished = True
+        if not finished:
             print(f"wandb: not everything was uploaded; later: wandb sync {folder}/wandb/run-*")
-
-
-def _finished(run: wandb.Run, exit_code: int) -> bool:
-    with suppress(TimeoutError, ConnectionError):
-        run.finish(exit_code)
-        return True
-    return False
 
 
 def log_test(mode: str, project: str, folder: Path, results: dict[str, Any]) -> None:
@@ -126,14 +94,9 @@ def log_test(mode: str, project: str, folder: Path, results: dict[str, Any]) -> 
         folder: of the run.
         results: as in metrics.json.
     """
-    if mode == "disabled":
-        return
-    metrics = {
-        f"test_{name}": value["value"]
-        for name, value in results.items()
-        if isinstance(value, dict) and "value" in value
-    }
+    metrics = {name: m["value"] for name, m in results.items() if isinstance(m, dict) and "n" in m}
     plots = (folder / "test" / "plots").glob("*.png")
-    with tracking(mode, project, folder, {"tested": folder.name}, job="test") as tracker:
-        tracker.log({f"test/{path.stem}": wandb.Image(str(path)) for path in plots})
-        tracker.summarize(metrics)
+    test = tracking(mode, project, folder, {"tested": folder.name}, job="test")
+    with test as run, suppress(ConnectionError):  # wandb's own process has died
+        run.log({f"test/{path.stem}": wandb.Image(str(path)) for path in plots})
+        run.summary.update({f"test_{name}": value for name, value in metrics.items()})

@@ -1,18 +1,16 @@
 """A trained run, as infer.py uses it: its folder, its checkpoint and its classifier."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from fracture.cli import InputError
-from fracture.config import Config
+from fracture.config import Config, read_config
 from fracture.data.manifest import FILE_NAME, read_manifest
 from fracture.models.classifier import Classifier, load_classifier
 from fracture.runs.checkpoint import load_checkpoint
-from fracture.runs.folder import find_run, run_settings
+from fracture.runs.folder import find_run
 from fracture.runs.tracking import pick_mode
 
 PACKAGES = ("torch", "efficientnet-pytorch", "pillow", "numpy", "scikit-learn")
@@ -31,7 +29,7 @@ class TrainedRun:
 
     folder: Path
     checkpoint: dict[str, Any]
-    settings: dict[str, Any]
+    settings: Config
     classifier: Classifier
 
     def find_split(self, config: Config) -> Path:
@@ -40,24 +38,21 @@ class TrainedRun:
         Raises:
             InputError: neither is that split; test images of another may have trained the run.
         """
-        configured, then = Path(config.split_dir), Path(self.settings["split_dir"])
+        configured, then = Path(config.split_dir), Path(self.settings.split_dir)
         for folder in (configured, then):
             found = (folder / FILE_NAME).is_file() and read_manifest(folder)[1]
             if found == self.checkpoint["manifest_sha256"]:
                 if folder != configured:
                     print(f"{configured} is not the run's split: testing on its own, {folder}")
                 return folder
-        raise InputError(
-            f"neither {configured} nor {then} is the split that this run was trained on; make that "
-            "split again with its seed and data, pass --split_dir, or train again"
-        )
+        hint = "make that split again with its seed and data, or pass --split_dir"
+        raise InputError(f"{configured} and {then} are not the split of this run; {hint}")
 
     def wandb_mode(self, config: Config) -> str:
         """The mode of the test; a training that sent nothing is tested without sending anything."""
-        then, now = self.settings.get("wandb_mode"), config.wandb_mode
-        if now == "auto" and then in ("offline", "disabled"):
-            return then
-        return pick_mode(now)
+        private = self.settings.wandb_mode in ("offline", "disabled")
+        follow = config.wandb_mode == "auto" and private
+        return pick_mode(self.settings.wandb_mode if follow else config.wandb_mode)
 
     def metadata(self) -> dict[str, Any]:
         """What the results belong to and depend on: names, hashes and versions."""
@@ -87,13 +82,10 @@ def load_trained(config: Config, precision: str) -> TrainedRun:
         InputError: there is no such run, or it is damaged.
     """
     folder = find_run(config.run)
-    checkpoint = load_checkpoint(folder / "best.pt")
-    has_settings = (folder / "config.yaml").is_file()
-    settings = run_settings(folder) if has_settings else config.as_yaml_values()
-    own = settings["weights"]
-    classifier = load_classifier(
-        checkpoint, own if Path(own).is_file() else config.weights, precision
-    )
+    checkpoint, file = load_checkpoint(folder / "best.pt"), folder / "config.yaml"
+    settings = read_config(file) if file.is_file() else config
+    weights_file = settings.weights if Path(settings.weights).is_file() else config.weights
+    classifier = load_classifier(checkpoint, weights_file, precision)
     weights = "RANDOM" if checkpoint["weights"] == "none" else checkpoint["weights"]
     name = f"{classifier.spec.backbone}, {weights} weights"
     print(f"run {folder.name}, epoch {checkpoint['epoch']}: {name}")

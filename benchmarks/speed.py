@@ -1,0 +1,274 @@
+"""Time the textbook's training loop against this project, on the same images.
+
+    python -m benchmarks.speed --data_root FRACATLAS      # B6, 128 images, 20 epochs
+    python -m benchmarks.speed --images 512 --backbone efficientnet-lite0
+
+The textbook decodes every image and runs the whole network in every epoch, forward only through the
+frozen part. It runs one epoch here, scaled up to --epochs; "tuned" gives it workers, channels_last
+and, on a GPU, bfloat16. Ours is train.py's main, with an empty cache and with a full one. The
+weights are RANDOM: speed does not depend on them. Every job runs in a process of its own, imports
+apart, and is repeated.
+"""
+
+import argparse
+import multiprocessing
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from tqdm import tqdm
+
+import train
+from fracture.config import parse_settings, settings_parser
+from fracture.data.images import load_image
+from fracture.data.splitting import assign_splits, scan_dataset, write_splits
+from fracture.data.synthetic import draw_data_set
+from fracture.features.extract import FEATURE_BATCH
+from fracture.models.backbone import FeatureSpec, architecture, build_backbone
+from fracture.models.head import build_head
+from fracture.models.weights import NORMALISATION, find_weights
+
+BATCH = 16
+ROOT = Path(train.__file__).parent
+
+
+@dataclass(frozen=True)
+class Task:
+    """What both sides work on: a folder with a split, a backbone, a device, a number of epochs."""
+
+    folder: Path
+    backbone: str
+    device: str
+    epochs: int
+
+    def arguments(self, run: str, cache: str) -> list[str]:
+        own = {"backbone": self.backbone, "device": self.device, "epochs": self.epochs}
+        own |= {"split_dir": "split", "run": run, "cache_dir": cache, "weights": "none"}
+        return [f"--{name}={value}" for name, value in own.items()] + ["--wandb_mode=disabled"]
+
+    def images(self, split: str) -> ImageFolder:
+        normalise = transforms.Normalize(*NORMALISATION["imagenet"])
+        steps = [transforms.Resize((224, 224)), transforms.ToTensor(), normalise]
+        return ImageFolder(self.folder / "split" / split, transforms.Compose(steps))
+
+
+def baseline_loop(task: Task, tuned: bool = False) -> float:
+    """Seconds of one epoch of the textbook's loop, training and validation."""
+    device, kind = torch.device(task.device), architecture(task.backbone)
+    layout = torch.channels_last if tuned else torch.contiguous_format
+    network = kind.build(224).requires_grad_(False).eval().to(device, memory_format=layout)
+    head = build_head(kind.width, 0.5).to(device)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.001)
+    workers, half = (os.cpu_count() or 1, device.type == "cuda") if tuned else (0, False)
+    start = perf_counter()
+    for split in ("train", "val"):
+        head.train(split == "train")
+        for images, labels in DataLoader(task.images(split), BATCH, num_workers=workers):
+            with torch.autocast(device.type, torch.bfloat16, half):
+                with torch.no_grad():
+                    pixels = images.to(device, memory_format=layout)
+                    features = kind.feature_maps(network, pixels).mean((2, 3))
+                loss = cross_entropy(head(features), labels.to(device))
+            if split == "train":
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            loss.item()
+    return perf_counter() - start
+
+
+def tuned_loop(task: Task) -> float:
+    return baseline_loop(task, tuned=True)
+
+
+def cold(task: Task) -> float:
+    """Seconds of train.py's main with an empty cache."""
+    with tempfile.TemporaryDirectory(dir=task.folder) as folder:
+        return _train(task, f"run-{Path(folder).name}", folder)
+
+
+def warm(task: Task) -> float:
+    """Seconds of train.py's main with all features in the cache."""
+    return _train(task, f"warm-{os.getpid()}", "cache")
+
+
+def _train(task: Task, run: str, cache: str) -> float:
+    os.chdir(task.folder)
+    start = perf_counter()
+    train.main(task.arguments(run, cache))
+    return perf_counter() - start
+
+
+def decode_plain(task: Task) -> float:
+    """Seconds on one core to turn files into tensors, as torchvision does."""
+    torch.set_num_threads(1)
+    images, start = task.images("train"), perf_counter()
+    for i in range(len(images)):
+        images[i]
+    return perf_counter() - start
+
+
+def decode_ours(task: Task) -> float:
+    torch.set_num_threads(1)
+    images, start = task.images("train"), perf_counter()
+    for path, _ in images.samples:
+        load_image(Path(path).read_bytes(), 224, "squash")
+    return perf_counter() - start
+
+
+def backbone_plain(task: Task) -> float:
+    """Seconds of the library's backbone alone, on images that lie on the device already."""
+    kind = architecture(task.backbone)
+    network = kind.build(224).eval().to(task.device)
+    images = torch.randn(BATCH, 3, 224, 224, device=task.device)
+    return _forward(task, lambda: kind.feature_maps(network, images), BATCH)
+
+
+def backbone_ours(task: Task) -> float:
+    """The limit of the whole pass."""
+    weights = find_weights(task.backbone, "none", 0)
+    precision = "bfloat16" if task.device == "cuda" else "float32"
+    spec = FeatureSpec(task.backbone, weights, 224, "squash", precision)
+    backbone = build_backbone(spec, torch.device(task.device))
+    size = FEATURE_BATCH[task.device]
+    images = torch.zeros(size, 224, 224, dtype=torch.uint8, device=task.device)
+    return _forward(task, lambda: backbone(images), size)
+
+
+@torch.inference_mode()
+def _forward(task: Task, step: Callable[[], torch.Tensor], size: int) -> float:
+    count = len(task.images("train"))
+    step().flatten()[0].item()  # waits for a GPU
+    rounds = -(-count // size)
+    start = perf_counter()
+    for _ in range(rounds):
+        last = step()
+    last.flatten()[0].item()
+    return (perf_counter() - start) * count / (rounds * size)
+
+
+def imports(task: Task) -> float:
+    """Seconds of a process that imports the libraries."""
+    return _process(task, "-c", "import torch, torchvision, efficientnet_pytorch, wandb")
+
+
+def train_process(task: Task) -> float:
+    return _process(task, str(ROOT / "train.py"), *task.arguments(f"p-{os.getpid()}", "cache"))
+
+
+def infer_process(task: Task) -> float:
+    """Seconds of `infer.py FILE`, from its start to its end."""
+    film = task.images("val").samples[0][0]
+    return _process(task, str(ROOT / "infer.py"), film, "--run=first", f"--device={task.device}")
+
+
+def _process(task: Task, *arguments: str) -> float:
+    start = perf_counter()
+    subprocess.run(
+        [sys.executable, *arguments], cwd=task.folder, stdout=subprocess.DEVNULL, check=True
+    )
+    return perf_counter() - start
+
+
+# The lines of the table, each with the job that it is compared with.
+JOBS: dict[Callable[[Task], float], Callable[[Task], float] | None] = {
+    baseline_loop: None,
+    tuned_loop: baseline_loop,
+    cold: baseline_loop,
+    warm: baseline_loop,
+    decode_plain: None,
+    decode_ours: decode_plain,
+    backbone_plain: None,
+    backbone_ours: backbone_plain,
+    imports: None,
+    train_process: imports,
+    infer_process: imports,
+}
+
+
+def measure(job: Callable[[Task], float], task: Task) -> tuple[float, float]:
+    """Seconds and peak memory in MiB of a job in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_with_memory, job, task).result()
+
+
+def _with_memory(job: Callable[[Task], float], task: Task) -> tuple[float, float]:
+    multiprocessing.set_start_method(None, force=True)  # workers as everywhere else, not spawned
+    with Path(os.devnull).open("w") as void, redirect_stdout(void), redirect_stderr(void):
+        seconds = job(task)
+    peak = re.findall(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[0]
+    return seconds, int(peak) / 1024
+
+
+def make_split(data_root: Path, count: int, folder: Path) -> str:
+    """Split `count` images of the data set, or drawn ones: one ninth is for validation."""
+    name = "real" if data_root.is_dir() else "DRAWN"
+    if name == "DRAWN":
+        data_root = folder / "drawn"
+        draw_data_set(data_root, count + count // 4 + 8)  # some are copies or damaged
+    usable = [row for row in scan_dataset(data_root) if not row.split]
+    random.Random(0).shuffle(usable)
+    rows = assign_splits(usable[:count], (Fraction(8, 9), Fraction(1, 9), Fraction(0)), 0)
+    config = replace(parse_settings(settings_parser(), [])[0], split_dir=str(folder / "split"))
+    write_splits({".": rows}, data_root, config)
+    return name
+
+
+def print_table(times: Mapping[Callable, Sequence[tuple[float, float]]], task: Task) -> None:
+    """Median seconds, how many times as fast as the job compared with (range), peak memory."""
+    print(f"\n{'':18}{'seconds':>10}{'times as fast':>26}{'MiB':>8}")
+    for job, base in JOBS.items():
+        seconds = [result[0] for result in times[job]]
+        ratio = ""
+        if base:
+            ratios = [b[0] / s for b, s in zip(times[base], seconds, strict=True)]
+            ratio = f"{median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+        memory = max(result[1] for result in times[job])
+        print(f"{job.__name__:18}{median(seconds):10.2f}{ratio:>26}{memory:8,.0f}")
+    print(f"loops: one epoch, times {task.epochs}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--data_root", type=Path, default=Path("data/FracAtlas"), help="else images are drawn")
+    add("--images", type=int, default=128, help="how many [%(default)s]")
+    add("--epochs", type=int, default=20, help="of the whole protocol [%(default)s]")
+    add("--backbone", default="efficientnet-b6", help="with random weights [%(default)s]")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="[%(default)s]")
+    add("--repeats", type=int, default=3, help="of every job [%(default)s]")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        name = make_split(options.data_root, options.images, Path(folder))
+        task = Task(Path(folder), options.backbone, options.device, options.epochs)
+        _process(task, str(ROOT / "train.py"), *task.arguments("first", "cache"))
+        times: dict[Callable, list[tuple[float, float]]] = {job: [] for job in JOBS}
+        rounds = [job for _ in range(options.repeats) for job in JOBS]  # interleaved
+        for job in tqdm(rounds, "measuring", disable=None):
+            seconds, memory = measure(job, task)
+            scale = task.epochs if job in (baseline_loop, tuned_loop) else 1
+            times[job].append((seconds * scale, memory))
+    hardware = torch.cuda.get_device_name() if options.device == "cuda" else "no GPU"
+    print(f"\n{options.images} {name} images, {task.backbone} with RANDOM weights", end=", ")
+    print(f"{os.cpu_count()} cores, {hardware}, torch {torch.__version__}")
+    print_table(times, task)
+
+
+if __name__ == "__main__":
+    main()
