@@ -37,7 +37,7 @@ class Config:
     data_md5: str
     split_dir: str
     cache_dir: str
-    fractions: list[float]
+    fractions: tuple[float, float, float]
     folds: int
     positive_class: str
     run: str | None
@@ -59,11 +59,11 @@ class Config:
 
     def __post_init__(self) -> None:
         parts, run, workers = self.fractions, self.run or "any", self.workers
-        a_split = len(parts) == 3 and min(parts) > 0 and abs(sum(parts) - 1) < 1e-6
+        a_split = min(parts) > 0 and abs(sum(parts) - 1) < 1e-6
         for name, fits, allowed in (
             ("data_url", is_https(self.data_url), "an https:// address"),
             ("data_md5", re.fullmatch(r"[0-9a-fA-F]{32}", self.data_md5), "32 hexadecimal digits"),
-            ("fractions", a_split, "three numbers that add up to 1"),
+            ("fractions", a_split, "shares that add up to 1"),
             ("folds", self.folds == 0 or 3 <= self.folds <= 100, "0 (no folds), or 3 to 100"),
             ("run", re.fullmatch(r"\w[\w.-]{,99}", run) and run != "latest", "a plain folder name"),
             ("image_size", 32 <= self.image_size <= 2048, "32 to 2048"),
@@ -90,7 +90,8 @@ def is_https(address: str) -> bool:
 def shareable(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without this machine's paths, for checkpoints, reports and wandb."""
     kept = {name: value for name, value in settings.items() if name not in MACHINE_PATHS}
-    return kept | {"weights": Path(settings["weights"]).name}
+    weights, fractions = Path(settings["weights"]).name, [*settings["fractions"]]
+    return kept | {"weights": weights, "fractions": fractions}
 
 
 def settings_parser(description: str | None = None, arguments: str = "") -> ArgumentParser:
@@ -106,9 +107,9 @@ def settings_parser(description: str | None = None, arguments: str = "") -> Argu
         description=description,
         usage=f"%(prog)s {arguments}[--config FILE] [--SETTING VALUE ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        default_config_files=[str(DEFAULT_FILE)],
         exit_on_error=False,
         allow_abbrev=False,
+        print_config=None,
     )
     help_text = "a YAML file with the settings that differ from config.yaml"
     parser.add_argument("--config", action="config", metavar="FILE", help=help_text)
@@ -116,6 +117,7 @@ def settings_parser(description: str | None = None, arguments: str = "") -> Argu
     for name, value_type in get_type_hints(Config).items():
         help_text = f"{meanings.get(name, name)} [%(default)s]"
         parser.add_argument(f"--{name}", metavar="", type=value_type, help=help_text)
+    parser.set_defaults(yaml.safe_load(DEFAULT_FILE.read_text()))
     return parser
 
 

@@ -120,7 +120,7 @@ def read_boxes(data_root: Path) -> dict[str, list[Box]]:
         InputError: the file is there, but is not FracAtlas' own.
     """
     file = Path(str(data_root).removesuffix(".zip"), BOXES)  # a zip is unpacked beside itself
-    boxes = defaultdict(list)
+    boxes: dict[str, list[Box]] = defaultdict(list)
     if not file.is_file():
         return boxes
     try:
