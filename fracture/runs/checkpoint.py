@@ -71,6 +71,7 @@ def check_provenance(folder: Path, then: dict[str, Any], now: dict[str, Any]) ->
     Raises:
         InputError: settings, split or weights differ.
     """
+    now = {key: now[key] for key in now.keys() & then.keys()}
     before, current = (flat | flat["settings"] | flat.get("recipe", {}) for flat in (then, now))
     for name in (current.keys() & before.keys()) - MUTABLE_ON_RESUME - {"settings", "recipe"}:
         if before[name] != current[name]:

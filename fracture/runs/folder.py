@@ -44,20 +44,22 @@ class Run:
     """
 
     def __init__(self, config: Config, resume: str | None, provenance: dict[str, Any]) -> None:
-        self.config, self.provenance, self.stack = config, provenance, ExitStack()
+        self.config, self.provenance = config, provenance
         mode = pick_mode(config.wandb_mode)
         self.folder = find_run(resume) if resume else new_folder(config)
         busy = f"{self.folder}: another process is training this run"
-        self.stack.callback(lock(self.folder / ".lock", busy).release)
-        self.state: dict[str, Any] = self._saved_state() if resume else {"epoch": 0}
-        self.history = read_history(self.folder)[: self.state["epoch"]]
-        self.best: dict[str, Any] = self.state.get("best", {})
-        if resume:
-            print(f"resumed after epoch {self.state['epoch']} of {config.epochs}")
-        print(f"run in {self.folder}")
-        print(f"if it is interrupted: python train.py --resume {self.folder.name}")
-        logged = tracking(mode, config.wandb_project, self.folder, provenance["settings"])
-        self.wandb = self.stack.enter_context(logged)
+        with ExitStack() as stack:  # releases the lock if the run is refused
+            stack.callback(lock(self.folder / ".lock", busy).release)
+            self.state: dict[str, Any] = self._saved_state() if resume else {"epoch": 0}
+            self.history = read_history(self.folder)[: self.state["epoch"]]
+            self.best: dict[str, Any] = self.state.get("best", {})
+            if resume:
+                print(f"resumed after epoch {self.state['epoch']} of {config.epochs}")
+            print(f"run in {self.folder}")
+            print(f"if it is interrupted: python train.py --resume {self.folder.name}")
+            logged = tracking(mode, config.wandb_project, self.folder, provenance["settings"])
+            self.wandb = stack.enter_context(logged)
+            self.stack = stack.pop_all()
 
     def _saved_state(self) -> dict[str, Any]:
         """The run's last.pt or, before the first epoch, its settings alone."""
