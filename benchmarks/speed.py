@@ -1,20 +1,17 @@
 """Time the textbook's training loop against this project, on the same images.
 
     python -m benchmarks.speed --data_root FRACATLAS      # B6, 128 images, 20 epochs
-    python -m benchmarks.speed --images 512 --backbone efficientnet-lite0
 
 The textbook decodes every image and runs the whole network in every epoch, forward only through the
 frozen part. It runs one epoch here, scaled up to --epochs; "tuned" gives it workers, channels_last
 and, on a GPU, bfloat16. Ours is train.py's main, with an empty cache and with a full one. The
-weights are RANDOM: speed does not depend on them. Every job runs in a process of its own, imports
-apart, and is repeated.
+weights are RANDOM: speed does not depend on them. Every job runs in a process of its own.
 """
 
 import argparse
 import multiprocessing
 import os
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -45,7 +42,6 @@ from fracture.models.head import build_head
 from fracture.models.weights import NORMALISATION, find_weights
 
 BATCH = 16
-ROOT = Path(train.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ def baseline_loop(task: Task, tuned: bool = False) -> float:
     """Seconds of one epoch of the textbook's loop, training and validation."""
     device, kind = torch.device(task.device), architecture(task.backbone)
     layout = torch.channels_last if tuned else torch.contiguous_format
-    network = kind.build(224).requires_grad_(False).eval().to(device, memory_format=layout)
+    network = kind.build(224).requires_grad_(False).eval().to(memory_format=layout).to(device)
     head = build_head(kind.width, 0.5).to(device)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.001)
     workers, half = (os.cpu_count() or 1, device.type == "cuda") if tuned else (0, False)
@@ -126,8 +122,8 @@ def decode_plain(task: Task) -> float:
 
 def decode_ours(task: Task) -> float:
     torch.set_num_threads(1)
-    images, start = task.images("train"), perf_counter()
-    for path, _ in images.samples:
+    samples, start = task.images("train").samples, perf_counter()
+    for path, _ in samples:
         load_image(Path(path).read_bytes(), 224, "squash")
     return perf_counter() - start
 
@@ -136,12 +132,11 @@ def backbone_plain(task: Task) -> float:
     """Seconds of the library's backbone alone, on images that lie on the device already."""
     kind = architecture(task.backbone)
     network = kind.build(224).eval().to(task.device)
-    images = torch.randn(BATCH, 3, 224, 224, device=task.device)
+    images = torch.randn(BATCH, 3, 224, 224).to(task.device)
     return _forward(task, lambda: kind.feature_maps(network, images), BATCH)
 
 
 def backbone_ours(task: Task) -> float:
-    """The limit of the whole pass."""
     weights = find_weights(task.backbone, "none", 0)
     precision = "bfloat16" if task.device == "cuda" else "float32"
     spec = FeatureSpec(task.backbone, weights, 224, "squash", precision)
@@ -154,8 +149,8 @@ def backbone_ours(task: Task) -> float:
 @torch.inference_mode()
 def _forward(task: Task, step: Callable[[], torch.Tensor], size: int) -> float:
     count = len(task.images("train"))
-    step().flatten()[0].item()  # waits for a GPU
     rounds = -(-count // size)
+    step().flatten()[0].item()  # waits for a GPU
     start = perf_counter()
     for _ in range(rounds):
         last = step()
@@ -163,30 +158,19 @@ def _forward(task: Task, step: Callable[[], torch.Tensor], size: int) -> float:
     return (perf_counter() - start) * count / (rounds * size)
 
 
-def imports(task: Task) -> float:
-    """Seconds of a process that imports the libraries."""
-    return _process(task, "-c", "import torch, torchvision, efficientnet_pytorch, wandb")
-
-
-def train_process(task: Task) -> float:
-    return _process(task, str(ROOT / "train.py"), *task.arguments(f"p-{os.getpid()}", "cache"))
-
-
 def infer_process(task: Task) -> float:
     """Seconds of `infer.py FILE`, from its start to its end."""
-    film = task.images("val").samples[0][0]
-    return _process(task, str(ROOT / "infer.py"), film, "--run=first", f"--device={task.device}")
-
-
-def _process(task: Task, *arguments: str) -> float:
-    start = perf_counter()
-    subprocess.run(
-        [sys.executable, *arguments], cwd=task.folder, stdout=subprocess.DEVNULL, check=True
-    )
+    film, start = task.images("val").samples[0][0], perf_counter()
+    _run_script(task, "infer.py", film, "--run=first", f"--device={task.device}")
     return perf_counter() - start
 
 
-# The lines of the table, each with the job that it is compared with.
+def _run_script(task: Task, name: str, *arguments: str) -> None:
+    command = [sys.executable, str(Path(train.__file__).with_name(name)), *arguments]
+    subprocess.run(command, cwd=task.folder, stdout=subprocess.DEVNULL, check=True)
+
+
+# Each job, and the one that it is compared with.
 JOBS: dict[Callable[[Task], float], Callable[[Task], float] | None] = {
     baseline_loop: None,
     tuned_loop: baseline_loop,
@@ -196,31 +180,27 @@ JOBS: dict[Callable[[Task], float], Callable[[Task], float] | None] = {
     decode_ours: decode_plain,
     backbone_plain: None,
     backbone_ours: backbone_plain,
-    imports: None,
-    train_process: imports,
-    infer_process: imports,
+    infer_process: None,
 }
 
 
-def measure(job: Callable[[Task], float], task: Task) -> tuple[float, float]:
-    """Seconds and peak memory in MiB of a job in a process of its own."""
+def measure(job: Callable[[Task], float], task: Task) -> float:
+    """Seconds of a job in a process of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_with_memory, job, task).result()
+        return pool.submit(_quietly, job, task).result()
 
 
-def _with_memory(job: Callable[[Task], float], task: Task) -> tuple[float, float]:
+def _quietly(job: Callable[[Task], float], task: Task) -> float:
     multiprocessing.set_start_method(None, force=True)  # workers as everywhere else, not spawned
     with Path(os.devnull).open("w") as void, redirect_stdout(void), redirect_stderr(void):
-        seconds = job(task)
-    peak = re.findall(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[0]
-    return seconds, int(peak) / 1024
+        return job(task)
 
 
 def make_split(data_root: Path, count: int, folder: Path) -> str:
     """Split `count` images of the data set, or drawn ones: one ninth is for validation."""
-    name = "real" if data_root.is_dir() else "DRAWN"
-    if name == "DRAWN":
-        data_root = folder / "drawn"
+    name = "real"
+    if not data_root.is_dir():
+        name, data_root = "DRAWN", folder / "drawn"
         draw_data_set(data_root, count + count // 4 + 8)  # some are copies or damaged
     usable = [row for row in scan_dataset(data_root) if not row.split]
     random.Random(0).shuffle(usable)
@@ -230,18 +210,16 @@ def make_split(data_root: Path, count: int, folder: Path) -> str:
     return name
 
 
-def print_table(times: Mapping[Callable, Sequence[tuple[float, float]]], task: Task) -> None:
-    """Median seconds, how many times as fast as the job compared with (range), peak memory."""
-    print(f"\n{'':18}{'seconds':>10}{'times as fast':>26}{'MiB':>8}")
+def print_table(times: Mapping[Callable, Sequence[float]], epochs: int) -> None:
+    """Median seconds of each job, and how many times as fast it is as another (range)."""
+    print(f"\n{'':18}{'seconds':>10}   times as fast")
     for job, base in JOBS.items():
-        seconds = [result[0] for result in times[job]]
         ratio = ""
         if base:
-            ratios = [b[0] / s for b, s in zip(times[base], seconds, strict=True)]
-            ratio = f"{median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
-        memory = max(result[1] for result in times[job])
-        print(f"{job.__name__:18}{median(seconds):10.2f}{ratio:>26}{memory:8,.0f}")
-    print(f"loops: one epoch, times {task.epochs}")
+            ratios = [b / s for b, s in zip(times[base], times[job], strict=True)]
+            ratio = f"{median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) {base.__name__}"
+        print(f"{job.__name__:18}{median(times[job]):10.2f}   {ratio}".rstrip())
+    print(f"loops: one epoch, times {epochs}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -249,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--data_root", type=Path, default=Path("data/FracAtlas"), help="else images are drawn")
     add("--images", type=int, default=128, help="how many [%(default)s]")
-    add("--epochs", type=int, default=20, help="of the whole protocol [%(default)s]")
+    add("--epochs", type=int, default=20, help="of the protocol [%(default)s]")
     add("--backbone", default="efficientnet-b6", help="with random weights [%(default)s]")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="[%(default)s]")
     add("--repeats", type=int, default=3, help="of every job [%(default)s]")
@@ -257,17 +235,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         name = make_split(options.data_root, options.images, Path(folder))
         task = Task(Path(folder), options.backbone, options.device, options.epochs)
-        _process(task, str(ROOT / "train.py"), *task.arguments("first", "cache"))
-        times: dict[Callable, list[tuple[float, float]]] = {job: [] for job in JOBS}
+        _run_script(task, "train.py", *task.arguments("first", "cache"))
+        times: dict[Callable, list[float]] = {job: [] for job in JOBS}
         rounds = [job for _ in range(options.repeats) for job in JOBS]  # interleaved
         for job in tqdm(rounds, "measuring", disable=None):
-            seconds, memory = measure(job, task)
             scale = task.epochs if job in (baseline_loop, tuned_loop) else 1
-            times[job].append((seconds * scale, memory))
-    hardware = torch.cuda.get_device_name() if options.device == "cuda" else "no GPU"
+            times[job].append(measure(job, task) * scale)
     print(f"\n{options.images} {name} images, {task.backbone} with RANDOM weights", end=", ")
-    print(f"{os.cpu_count()} cores, {hardware}, torch {torch.__version__}")
-    print_table(times, task)
+    print(f"{os.cpu_count()} cores, {options.device}, torch {torch.__version__}")
+    print_table(times, task.epochs)
 
 
 if __name__ == "__main__":

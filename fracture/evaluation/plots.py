@@ -33,15 +33,15 @@ def draw_plots(run: TrainedRun, images: FeatureSet, results: dict) -> dict[str, 
     raw, p = expit(log_odds), expit(log_odds / classifier.temperature)
     is_positive = (images.labels == classifier.positive_index).numpy()
     groups = np.array([row.group for row in images.rows])
+    epochs = read_history(run.folder)
     return {
         "roc": roc(is_positive, p, groups, classifier.thresholds),
         "precision_recall": precision_recall(is_positive, p, groups),
         "reliability": reliability(is_positive, raw, p),
         "probabilities": histogram(is_positive, p, *classifier.classes),
         "confusion": confusion(results["operating_points"], *classifier.classes),
-        "training": history(read_history(run.folder)),
         "subgroups": forest(results["subgroups"], results),
-    }
+    } | ({"training": history(epochs)} if epochs else {})
 
 
 def _axes(title: str, **labels: Any) -> tuple[Figure, Axes]:

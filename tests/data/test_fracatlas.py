@@ -1,0 +1,75 @@
+"""Labels come from where the published rule says, and any two class folders will do."""
+
+from pathlib import Path
+
+import pytest
+
+from fracture.cli import InputError
+from fracture.data.fracatlas import find_radiographs
+
+HURT, SOUND = "images/Fractured/1.jpg", "images/Non_fractured/1.jpg"
+
+
+def lay_out(root: Path, *names: str, table: str = "") -> Path:
+    """Write empty files, and rows of dataset.csv, below a folder."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    table = f"image_id,leg,fractured,fracture_count\n{table}\n"
+    (root / "dataset.csv").write_bytes(table.encode("latin-1"))
+    return root
+
+
+@pytest.mark.parametrize("classes", ["Fractured Non_fractured", "fractured NON_FRACTURED"])
+@pytest.mark.parametrize("prefix", ["images/", "Images/", ""])
+def test_published_classes_are_found(tmp_path: Path, prefix: str, classes: str) -> None:
+    hurt, sound = (f"{prefix}{name}/deep/1.jpg" for name in classes.split())
+    lay_out(tmp_path, hurt, sound, f"{prefix}.cache/3.jpg", f"{prefix}Unsure/4.jpg")
+    found = find_radiographs(tmp_path)
+    assert {item.image: item.label for item in found} == {hurt: "Fractured", sound: "Non_fractured"}
+    assert [item.path for item in found] == sorted([tmp_path / hurt, tmp_path / sound])
+
+
+def test_any_other_two_folders_are_classes_of_their_names(tmp_path: Path) -> None:
+    """Every file in them is listed: hidden ones, and a link to a folder, which is not followed."""
+    lay_out(tmp_path, "benign/1.png", "a tumour/.2.png", ".cache/4.png", "notes.txt")
+    (tmp_path / "benign" / "circle").symlink_to(tmp_path)
+    found = [(item.label, item.path.name) for item in find_radiographs(tmp_path)]
+    assert found == [("a tumour", ".2.png"), ("benign", "1.png"), ("benign", "circle")]
+
+
+@pytest.mark.parametrize("folders", ["", "a", "abc", "a-"])
+def test_other_than_two_classes_are_refused(tmp_path: Path, folders: str) -> None:
+    lay_out(tmp_path, *(f"{name}/1.png" for name in folders))
+    (tmp_path / "-/1.png").unlink(missing_ok=True)  # that class is empty
+    with pytest.raises(InputError, match=r"two class folders are needed; pass|only class .* two"):
+        find_radiographs(tmp_path)
+
+
+@pytest.mark.parametrize("flag", [0, 1])
+@pytest.mark.parametrize("count", [0, 2])  # folder Fractured, 0, 1: IMG0003298 of release 1
+@pytest.mark.parametrize("image", [HURT, SOUND])
+def test_two_of_three_sources_decide(tmp_path: Path, image: str, flag: int, count: int) -> None:
+    lay_out(tmp_path, image, "images/Fractured/2.jpg", "images/Non_fractured/3.jpg")
+    lay_out(tmp_path, table=f"1.jpg,1,{flag},{count}\n2.jpg,0,1,1")
+    one, two, three = sorted(find_radiographs(tmp_path), key=lambda item: item.path.name)
+    votes = (image == HURT) + flag + (count > 0)
+    note = f"label: folder {image[7:-6]}, fractured {flag}, fracture_count {count}; the majority's"
+    assert one.label == ("Fractured" if votes >= 2 else "Non_fractured")
+    assert (one.note, one.traits) == ("" if votes in (0, 3) else note, "leg")
+    assert (two.note, two.traits) == ("", "")
+    assert three.note == "label: the folder's, not in dataset.csv"
+
+
+@pytest.mark.parametrize(("flag", "right"), [(0, SOUND), (1, HURT)])
+def test_an_id_in_both_folders_counts_once(tmp_path: Path, flag: int, right: str) -> None:
+    """As IMG0003375 and IMG0003376 of v7: where dataset.csv agrees."""
+    found = find_radiographs(lay_out(tmp_path, HURT, SOUND, table=f"1.jpg,0,{flag},{flag}"))
+    assert {item.label for item in found} == {right.split("/")[1]}
+    assert {i.image: i.duplicate_of for i in found} == {HURT: right, SOUND: right} | {right: ""}
+
+
+@pytest.mark.parametrize("damage", ["1.jpg,0,1", "1.jpg,0,yes,1", "1.jpg,0,1,", "1.jpg,0,\xff,1"])
+def test_a_damaged_table_is_refused(tmp_path: Path, damage: str) -> None:
+    with pytest.raises(InputError, match=r"dataset\.csv: not FracAtlas' table .*; mend or remove"):
+        find_radiographs(lay_out(tmp_path, HURT, SOUND, table=damage))

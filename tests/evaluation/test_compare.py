@@ -1,0 +1,82 @@
+"""Tested runs are compared image by image, and folds pooled."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from scipy.stats import binom
+
+import infer
+from fracture.evaluation import metrics
+from fracture.evaluation.test_set import TITLES, as_text, write_predictions
+from tests.conftest import run_expecting_error
+from tests.evaluation.conftest import JUDGE, Capture, film_like, image_set
+
+TRUTH, LOG_ODDS = film_like(300, seed=5)
+WEIGHTS = metrics.group_bootstrap(np.arange(300).astype(str))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_tested("a", LOG_ODDS)
+
+
+def save_tested(name: str, log_odds: np.ndarray, first: int = 0, last: int = 300) -> Path:
+    (test := Path("runs", name, "test")).mkdir(parents=True)
+    images = image_set(TRUTH[first:last], log_odds[first:last], first)
+    digest = write_predictions(test / "predictions.csv", JUDGE, images)
+    results: dict = {"run": name, "positive_class": "Fractured", "manifest_sha256": "one"}
+    results |= {"predictions_sha256": digest, "accuracy": None, "roc_auc": None}
+    (test / "metrics.json").write_text(json.dumps(results))
+    return test
+
+
+def test_a_run_does_not_differ_from_itself(capsys: Capture) -> None:
+    infer.main(["--compare", "a", "a"])
+    assert (out := capsys.readouterr().out).count("0.000 (0.000 to 0.000)") == len(TITLES)
+    assert "only a is right on 0, only a on 0: McNemar's exact p = 1.000" in out
+
+
+def test_a_paired_interval_is_the_narrower(capsys: Capture) -> None:
+    both = np.stack([LOG_ODDS, LOG_ODDS + np.random.default_rng(6).normal(0.4, 0.8, 300)])
+    save_tested("b", both[1])
+    infer.main(["--compare", "a", "b"])
+    (line,) = re.findall("ROC-AUC.*", out := capsys.readouterr().out)
+    a, b, difference, low, high = map(float, re.findall(r"-?\d+\.\d+", line))
+    alone = [metrics.evaluate_ranking(TRUTH, p, WEIGHTS)["roc_auc"] for p in expit(both / 2)]
+    assert low < difference == pytest.approx(a - b, abs=1e-3)
+    assert 0 < high - low < 0.7 * np.hypot(*(auc["high"] - auc["low"] for auc in alone))
+    right, other = (both >= 0) == TRUTH
+    only = (right > other).sum(), (other > right).sum()
+    p = min(1, 2 * binom.cdf(min(only), sum(only), 0.5))
+    assert f"only a is right on {only[0]}, only b on {only[1]}: McNemar's exact p = {p:.3f}" in out
+
+
+CHANGES = [
+    ("predictions.csv", ",0", ",1", r"runs/b: predictions.csv has changed; first: .*"),
+    ("metrics.json", "one", "two", r"runs/a and runs/b were not tested on the same split"),
+    ("metrics.json", "{", "", r"runs/b: .*; first: python infer.py --run b"),
+]
+
+
+@pytest.mark.parametrize(("file", "old", "new", "said"), CHANGES)
+def test_damaged_and_other_tests_are_refused(file: str, old: str, new: str, said: str) -> None:
+    path = save_tested("b", LOG_ODDS) / file
+    path.write_text(path.read_text().replace(old, new))
+    assert re.fullmatch(said, run_expecting_error(infer.main, "--compare", "a", "b"))
+    path.unlink()
+    assert "; first: python infer.py" in run_expecting_error(infer.main, "--compare", "a", "b")
+
+
+def test_pooled_folds_are_one_test_set_and_no_image_counts_twice(capsys: Capture) -> None:
+    folds = [save_tested(f"fold-{i}", LOG_ODDS, i, i + 100).parent.name for i in (0, 100, 200)]
+    infer.main(["--pool", *folds])
+    out = capsys.readouterr().out
+    pooled = metrics.evaluate(TRUTH, expit(LOG_ODDS / 2), WEIGHTS)
+    for name, title in TITLES.items():
+        assert f"{title:28}{as_text(pooled[name]):26}{pooled[name]['n']:6} images" in out
+    assert "they are not folds of one" in run_expecting_error(infer.main, "--pool", *folds, "a")

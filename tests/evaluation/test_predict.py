@@ -1,0 +1,89 @@
+"""Files in, a table and heat maps out."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import infer
+from fracture.data.images import read_grey
+from tests.conftest import run_expecting_error
+from tests.evaluation.conftest import CLASSES, THRESHOLDS, Capture
+
+NO_IMAGE = "unreadable: not an image"
+
+
+def predict(capsys: Capture, *argv: str) -> list[list[str]]:
+    """The printed lines: probability, decision, and file with note."""
+    infer.main(["--run", "first", *argv])
+    lines = capsys.readouterr().out.partition("decision        file\n")[2].splitlines()
+    return [[line[:13].strip(), line[13:29].strip(), line[29:]] for line in lines]
+
+
+@pytest.fixture(autouse=True)
+def bad(project: Path) -> None:
+    (project / "bad.jpg").write_text("no image")
+    (project / "empty").mkdir(exist_ok=True)
+
+
+def test_the_order(films: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """Files, folders and standard input; a bad file stops nothing, a hidden one is skipped."""
+    Path("box/b").mkdir(parents=True)
+    for name in ("z.jpg", "b/A.JPG", ".hidden.jpg", "c.png", "notes.txt"):
+        shutil.copy("bad.jpg" if name == "c.png" else films[1], Path("box", name))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{films[2]}\nbox\n".encode())))
+    lines = predict(capsys, films[0], "-")
+    bad = f"box/c.png  {NO_IMAGE}"
+    assert [file for *_, file in lines] == [films[0], films[2], "box/b/A.JPG", bad, "box/z.jpg"]
+    assert lines[2][:2] == lines[4][:2] != lines[3][:2] == ["", ""]
+
+
+REFUSED = [
+    (["missing.jpg"], "'missing.jpg': no such file or folder"),
+    (["empty"], "empty: no images here"),
+    (["bad.jpg"], "no file could be read: bad.jpg: unreadable: not an image"),
+    (["bad.jpg", "--out", "x.txt"], "--out x.txt: needs a name in .csv or .json, in a folder"),
+    (["--out", "x.csv"], "--out and --heatmaps need files to predict"),
+    (["bad.jpg", "--run", "nobody"], "runs/nobody: no such run here; train one first"),
+]
+
+
+@pytest.mark.parametrize(("argv", "said"), REFUSED)
+def test_what_cannot_be_predicted_is_told_in_a_line(argv: list[str], said: str) -> None:
+    assert run_expecting_error(infer.main, *argv).startswith(said)
+
+
+@pytest.mark.parametrize("point", THRESHOLDS)
+@pytest.mark.parametrize("end", ["csv", "json"])
+def test_tables(films: list[str], results: dict, capsys: Capture, point: str, end: str) -> None:
+    """A file holds what is printed: the test's probabilities, whatever operating point decides."""
+    *lines, _ = predict(capsys, *films[::3], "bad.jpg", "--at", point, "--out", f"x.{end}")
+    with Path(f"x.{end}").open() as file, Path("runs/first/test/predictions.csv").open() as test:
+        *good, bad = json.load(file) if end == "json" else csv.DictReader(file)
+        tested = [float(row["p_fractured"]) for row in csv.DictReader(test)]
+    assert (bad["p_fractured"] or "", bad["decision"], bad["note"]) == ("", "", NO_IMAGE)
+    p = [float(row["p_fractured"]) for row in good]
+    assert p == pytest.approx(tested[::3], abs=1e-6)
+    decided = [CLASSES[one < results["operating_points"][point]["threshold"]] for one in p]
+    assert decided == [row["decision"] for row in good]
+    assert lines == [[f"{p[i]:.4f}", decided[i], film] for i, film in enumerate(films[::3])]
+
+
+def test_turned_and_16_bit_films_are_what_they_show(drawn: Path, capsys: Capture) -> None:
+    """The drawn film with an EXIF orientation, its upright pixels in 16 bits, and heat maps."""
+    turned = next(f for f in drawn.glob("images/*/*") if Image.open(f).getexif().get(0x0112) == 6)
+    grey = read_grey(turned.read_bytes())
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save("16.png")
+    predict(capsys, str(turned), "bad.jpg", "16.png", "--heatmaps", "maps", "--out", "p.json")
+    p, _, same = (row["p_fractured"] for row in json.loads(Path("p.json").read_text()))
+    assert same == pytest.approx(p, abs=1e-6)
+    maps = {path.name: np.asarray(Image.open(path)) for path in sorted(Path("maps").iterdir())}
+    assert [*maps] == [f"0001-{turned.stem}.png", "0002-16.png"]
+    first, last = maps.values()
+    assert first.shape == last.shape == (grey.height, grey.width, 3)
+    assert abs(first.astype(int) - last).max() <= 1

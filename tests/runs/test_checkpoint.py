@@ -1,0 +1,43 @@
+"""Checkpoints are plain values and tensors, and say nothing about the machine."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from fracture.models.weights import find_weights
+from fracture.runs.checkpoint import REQUIRED_KEYS, load_checkpoint, save_checkpoint
+from tests.conftest import LITE, files_in, run_expecting_error
+
+
+def test_a_checkpoint_holds_what_results_depend_on(project: Path) -> None:
+    weights, manifest = find_weights(LITE[1], "imagenet", 42), project / "data/split/manifest.csv"
+    for name in ("best.pt", "last.pt"):
+        found = torch.load(project / "runs" / "first" / name, weights_only=True)
+        assert found["recipe"]["weights"] == weights.identity
+        assert found["manifest_sha256"] == hashlib.sha256(manifest.read_bytes()).hexdigest()
+        assert not found["settings"].keys() & {"data_root", "split_dir", "cache_dir"}
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path, content = tmp_path / "best.pt", dict.fromkeys(REQUIRED_KEYS, torch.ones(2))
+    save_checkpoint(path, content)
+    before = files_in(tmp_path)
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint(path, {"head": lambda: None})
+    assert files_in(tmp_path) == before
+    assert load_checkpoint(path)["head"].tolist() == [1, 1]
+
+
+def test_what_is_no_checkpoint_is_refused_with_a_way_on(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    assert "last.pt: no such file; the run did not" in refused(path)
+    torch.save({"conv.weight": torch.ones(3)}, path)
+    assert "last.pt: not a checkpoint of train.py: no best, classes" in refused(path)
+    path.write_bytes(b"damaged")
+    assert refused(path).endswith(f"python train.py --resume {tmp_path.name} makes it again")
+
+
+def refused(path: Path) -> str:
+    return run_expecting_error(lambda _: load_checkpoint(path))

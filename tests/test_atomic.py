@@ -1,0 +1,77 @@
+"""Files and folders that are never half there."""
+
+import errno
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from fracture.atomic import atomic_write, publish, staging_dir
+from fracture.cli import InputError
+from tests.conftest import ROOT, files_in
+
+HOLDER = """
+import sys, time, pathlib, fracture.atomic as atomic
+with atomic.staging_dir(pathlib.Path(sys.argv[1])) as stage:
+    print((stage / "half").touch(), flush=True), time.sleep(60)
+"""
+ERRORS = [None, OSError(errno.ENOSPC, "full"), KeyboardInterrupt()]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def test_files_and_folders_appear_complete_or_not_at_all(
+    tmp_path: Path, error: BaseException | None
+) -> None:
+    (file := tmp_path / "table.csv").write_text("old")
+    with suppress(OSError, KeyboardInterrupt), atomic_write(file) as new:
+        new.write_text("new")
+        assert file.read_text() == "old"
+        if error:
+            raise error
+    with suppress(OSError, KeyboardInterrupt), staging_dir(tmp_path / "split") as stage:
+        (stage / "a").touch()
+        if error:
+            raise error
+        publish(stage, tmp_path / "split")
+    there = {"table.csv": b"old"} if error else {"table.csv": b"new", "split/a": b""}
+    assert files_in(tmp_path) == there
+    assert not isinstance(error, OSError) or error.filename == str(file)
+
+
+def test_a_folder_is_replaced_only_when_that_is_asked_for(tmp_path: Path) -> None:
+    for name, replace in (("first", False), ("new", True)):
+        with staging_dir(target := tmp_path / "split") as stage:
+            (stage / name).touch()
+            publish(stage, target, replace)
+    with staging_dir(target) as stage, pytest.raises(InputError, match="created by another"):
+        publish(stage, target)
+    assert files_in(tmp_path) == {"split/new": b""}
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_kill_within_a_replacement_loses_neither_folder(tmp_path: Path, renames: int) -> None:
+    """What `publish` has done when it is killed after none, one and both of its renames."""
+    target, stage = tmp_path / "test", tmp_path / ".test.new"
+    for folder, file in ((target, "old"), (stage / "work", "new")):
+        folder.mkdir(parents=True)
+        (folder / file).touch()
+    for old, new in [(target, stage / "old"), (stage / "work", target)][:renames]:
+        old.rename(new)
+    with staging_dir(target) as work:
+        assert not [*work.iterdir()]
+    assert files_in(tmp_path) == {"test/new" if renames == 2 else "test/old": b""}
+
+
+def test_a_second_process_is_refused_until_the_first_ends_even_by_a_kill(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "split")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        holder.stdout.readline()
+        with pytest.raises(InputError, match="another process is making it; wait"):
+            staging_dir(tmp_path / "split").__enter__()
+        holder.kill()
+    with staging_dir(tmp_path / "split") as stage:
+        assert not [*stage.iterdir()]
+    assert not [*tmp_path.iterdir()]

@@ -1,0 +1,99 @@
+"""Every setting is written once, and a wrong one is refused in one line."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fracture import config
+from fracture.cli import InputError
+from fracture.config import Config, read_config, settings_parser
+from tests.conftest import ROOT, run_expecting_error
+
+TEXT = config.DEFAULT_FILE.read_text()
+DEFAULTS = yaml.safe_load(TEXT)
+PROTOCOL = {
+    "backbone": "efficientnet-b6", "weights": "imagenet", "image_size": 224, "fit": "squash",
+    "batch_size": 16, "lr": 0.001, "dropout": 0.5, "epochs": 20, "select_by": "val_accuracy",
+    "fractions": [0.8, 0.1, 0.1], "seed": 42,
+}  # fmt: skip
+BUG = pytest.mark.xfail(strict=True, reason="a known fault of the program")
+
+
+def read(argv: Sequence[str]) -> Config:
+    return config.parse_settings(settings_parser(), argv)[0]
+
+
+def test_every_setting_has_its_default_a_meaning_a_flag_and_help() -> None:
+    meanings = dict(re.findall(r"^(\w+):.*?  # (.+)$", TEXT, re.MULTILINE))
+    assert list(meanings) == list(DEFAULTS) == config.NAMES
+    shown = "".join(settings_parser().format_help().split())  # it wraps lines
+    for name, meaning in meanings.items():
+        assert f"--{name}" in shown
+        assert "".join(meaning.split()) in shown
+    assert asdict(read([])) == DEFAULTS == DEFAULTS | PROTOCOL
+
+
+def test_a_file_needs_only_what_differs_and_the_last_word_wins(tmp_path: Path) -> None:
+    (file := tmp_path / "mine.yaml").write_text("lr: 1e-4\nepochs: 5\n")  # 1e-4 is text in YAML 1.1
+    assert asdict(read(["--config", str(file)])) == DEFAULTS | {"lr": 1e-4, "epochs": 5}
+    assert read(["--config", str(file), "--epochs", "7"]).epochs == 7
+    assert read(["--epochs", "7", "--config", str(file)]).epochs == 5
+
+
+@pytest.mark.parametrize("recipe", sorted(ROOT.glob("recipes/*.yaml")), ids=lambda path: path.name)
+def test_a_recipe_holds_only_what_differs_from_the_defaults(recipe: Path) -> None:
+    content = yaml.safe_load(recipe.read_text())
+    assert asdict(read_config(recipe)) == DEFAULTS | content
+    assert all(DEFAULTS[name] != value for name, value in content.items())
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("lrr: 1", "did you mean 'lr'"), ("batch-size: 1", "did you mean 'batch_size'"),
+        ("quite_other: 1", "config.yaml lists all"), ("workers: many", "Does not validate"),
+        ("lr: fast", "Expected a float"), ("epochs: 2.5", "Expected a"), ("fit: x", "Expected a"),
+        ("epochs: true", "Expected a"), ("epochs: 0", "1 or more"), ("batch_size: 0", "1 or more"),
+        ("lr: .nan", "greater than 0"), ("lr: .inf", "greater than 0"), ("lr: 0", "greater than 0"),
+        ("dropout: 1", "less than 1"), ("image_size: 8", "32 to 2048"), ("seed: -1", "0 to 42949"),
+        ("folds: 2", "0 (no folds), or 3 to 100"), ("workers: -1", "auto, or 0 to 256"),
+        ("fractions: [0.8, 0.1, 0.2]", "add up to 1"), ("fractions: [1, 0, 0]", "add up to 1"),
+        ("run: a/b", "a plain folder name"), ("run: ..", "a plain folder name"),
+        ("run: latest", "a plain folder name"), ("wandb_project: a/b", "no / "),
+        ("data_url: http://a.org/x", "an https:// address"), ("data_md5: 12ab", "32 hexadecimal"),
+        pytest.param("lr: null", "Expected a float", marks=BUG),
+        pytest.param("split_dir: null", "Expected a", marks=BUG),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_refused_by_name(tmp_path: Path, line: str, said: str) -> None:
+    file, (name, value) = tmp_path / "mine.yaml", line.split(": ")
+    file.write_text(line)
+    for argv in (["--config", str(file)], [f"--{name}={value}"]):
+        message = run_expecting_error(read, *argv)
+        assert name in message
+        assert said in message
+
+
+@pytest.mark.parametrize("text", ["lr: 0.1\nepochs: 2\nlr: 0.2", "fit: [", "- lr"])
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    (file := tmp_path / "mine.yaml").write_text(text)
+    reason = "lr is set twice in " if text.count("lr") == 2 else ""
+    with pytest.raises(InputError, match=f"^{file}: settings: {reason}[^\n]+$"):
+        read_config(file)
+    assert "gone.yaml" in run_expecting_error(read, "--config", "gone.yaml")
+
+
+def test_what_is_shared_names_no_folder_of_this_machine() -> None:
+    shared = config.shareable(DEFAULTS | {"weights": "/home/someone/own.pth"})
+    assert DEFAULTS.keys() - shared.keys() == {"data_root", "data_url", "split_dir", "cache_dir"}
+    assert shared["weights"] == "own.pth"
+
+
+def test_only_addresses_that_nobody_can_change_on_the_way_are_safe() -> None:
+    safe = ("https://a.org/x", "http://127.0.0.1:8/x", "http://localhost/")
+    unsafe = ("http://a.org/", "http://localhost.a.org/", "ftp://a.org/", "https:///x")
+    assert [config.is_https(address) for address in (*safe, *unsafe)] == [True] * 3 + [False] * 4
