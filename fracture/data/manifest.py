@@ -43,11 +43,16 @@ class Row:
     traits: str = ""
 
     @property
-    def path(self) -> str:
-        """Path below the split's folder, as in `train/Fractured/IMG0000019.jpg`."""
+    def name(self) -> str:
+        """Class and path below it, as in `Fractured/IMG0000019.jpg`: the same in every release."""
         parts = self.image.split("/")  # the class folder lies in the data root or in its images/
         below_class = parts[2:] if parts[0].lower() == "images" else parts[1:]
-        return "/".join([self.split, self.label, *below_class])
+        return "/".join([self.label, *below_class])
+
+    @property
+    def path(self) -> str:
+        """Path below the split's folder, as in `train/Fractured/IMG0000019.jpg`."""
+        return f"{self.split}/{self.name}"
 
 
 def write_manifest(folder: Path, rows: Iterable[Row]) -> None:

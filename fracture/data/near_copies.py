@@ -46,7 +46,7 @@ def exclude_copies(rows: Sequence[Row], thumbnails: Mapping[str, np.ndarray]) ->
         thumbnails: of each such digest, (96, 96) uint8.
 
     Returns:
-        The rows in the same order; a group's name depends on its files' bytes alone.
+        The rows in the same order; a group is named after its first image, whatever its bytes.
     """
     same: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.image):
@@ -58,7 +58,7 @@ def exclude_copies(rows: Sequence[Row], thumbnails: Mapping[str, np.ndarray]) ->
         groups[number] += members
     judged = {}
     for group in groups.values():
-        name = min(row.sha256 for row in group)[:16]
+        name = min(row.name for row in group)
         for row in group:
             original, reason = same[row.group][0], ""
             if others := [other for other in group if other.label != row.label]:

@@ -102,7 +102,6 @@ def test_of_an_id_in_both_folders_one_file_stays(drawn: Path, tmp_path: Path) ->
     assert "the same id in the other class folder" in rows[spares[0]].reason
 
 
-@pytest.mark.xfail(strict=False, reason="comes with the next commit")
 def test_the_split_does_not_depend_on_the_bytes_of_the_files(
     rows: list[Row], drawn: Path, tmp_path: Path
 ) -> None:
