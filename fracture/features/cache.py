@@ -21,8 +21,8 @@ class FeatureCache:
     to. A record that is torn or rotten fails its checksum and counts as absent: the image is
     computed again. There is no index that could disagree, and several processes may append.
 
-    Half precision would take half the space, but changed 1 of 23,634 decisions: 20 splits of
-    FracAtlas, 7,878 test images in all, three thresholds, EfficientNet-Lite0, two cores
+    Half precision would take half the space, but changed 1 of 23,649 decisions: 20 splits of
+    FracAtlas, 7,883 test images in all, three thresholds, EfficientNet-Lite0, two cores
     (`python -m benchmarks.half_precision FRACATLAS`).
 
     Args:

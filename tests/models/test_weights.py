@@ -74,13 +74,7 @@ def test_a_file_of_tensors_is_read_and_anything_else_is_refused(tmp_path: Path) 
     assert load_tensors(file)["a"].equal(torch.arange(500.0))
     content, middle = file.read_bytes(), file.stat().st_size // 2
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-    for bad in (
-        b"",
-        b"text\n" * 99,
-        content[:-1],
-        flipped,
-        pickle.dumps(9),
-    ):
+    for bad in (b"", b"text\n" * 99, content[:-1], flipped, pickle.dumps(9)):
         file.write_bytes(bad)
         with pytest.raises(InputError, match=r"own.pth: damaged, or not written by torch.save$"):
             load_tensors(file)
