@@ -145,8 +145,11 @@ def parse_settings(
             parsed = parser.parse_args(["--config", str(file), *(argv or sys.argv[1:])])
         for file in parsed.config or []:
             refuse_duplicates(Path(file))
-        return Config(**{name: parsed[name] for name in NAMES}), parsed
-    except (ArgumentError, TypeError, ValueError, OSError, yaml.YAMLError) as error:
+        values = {name: parsed[name] for name in NAMES}
+        if empty := [name for name in NAMES if values[name] is None and name != "run"]:
+            raise ValueError(f"{empty[0]} has no value")
+        return Config(**values), parsed
+    except (ArgumentError, ValueError, OSError, yaml.YAMLError) as error:
         raise InputError(f"settings: {explain(one_line(error))}") from error
 
 

@@ -78,7 +78,7 @@ def read_manifest(split_dir: Path) -> tuple[list[Row], str]:
         raise InputError(f"{split_dir}: no split here; make one: python split_dataset.py")
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    if not (split_dir / CHECKSUM).read_text().startswith(digest):
+    if not (split_dir / CHECKSUM).read_bytes().startswith(digest.encode()):
         raise InputError(f"{path}: damaged; remove {split_dir}, then: python split_dataset.py")
     text = content.decode("utf-8", errors="surrogateescape")
     _, *lines = csv.reader(io.StringIO(text, newline=""))

@@ -53,9 +53,9 @@ class FeatureCache:
 
     def load(self) -> dict[str, np.ndarray]:
         """Every intact vector by its digest: (width,) float32, views of one array in memory."""
-        if not self.file.exists():
+        count = self.file.stat().st_size // self.record.itemsize if self.file.exists() else 0
+        if count == 0:
             return {}
-        count = self.file.stat().st_size // self.record.itemsize
         records = np.fromfile(self.file, self.record, count)
         intact = records[records["crc32"] == _checksums(records)]
         digests = (digest.tobytes().hex() for digest in intact["sha256"])

@@ -11,12 +11,15 @@ import wandb
 from fracture.cli import InputError, one_line
 from fracture.config import WandbMode
 
-# A server that hangs costs both limits at worst; wandb alone would wait forever.
-SETTINGS = wandb.Settings(
-    init_timeout=4, finish_timeout=4, finish_timeout_raises=True, console="off", silent=True
-)
+# A server that hangs costs both limits at worst, in seconds; wandb alone would wait forever.
+LIMITS: dict[str, Any] = {"init_timeout": 4, "finish_timeout": 4, "finish_timeout_raises": True}
 # wandb's reports about itself wait up to 20 s more, and are sent even offline.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+
+
+def quiet_settings() -> wandb.Settings:
+    """New ones for each call: wandb writes into the settings that it is given."""
+    return wandb.Settings(**LIMITS, console="off", silent=True)
 
 
 def pick_mode(mode: WandbMode) -> str:
@@ -32,7 +35,7 @@ def pick_mode(mode: WandbMode) -> str:
     if wanted in ("offline", "disabled"):
         return wanted
     try:
-        wandb.setup(SETTINGS)
+        wandb.setup(quiet_settings())
         has_key = wandb.login(prompt=False, verify=False)
     except (wandb.Error, ValueError) as error:
         raise InputError(f"wandb: {one_line(error)} (or pass --wandb_mode offline)") from error
@@ -63,10 +66,10 @@ def tracking(
     options: dict[str, Any] = {"id": run_id, "resume": "allow"} if run_id else {}
     options |= {"project": project, "name": name, "dir": folder, "config": settings}
     try:
-        run = wandb.init(**options, mode=mode, settings=SETTINGS)
+        run = wandb.init(**options, mode=mode, settings=quiet_settings())
     except wandb.Error as error:
         print(f"wandb: {one_line(error)[:60]}; logging offline")
-        run = wandb.init(**options, mode="offline", settings=SETTINGS)
+        run = wandb.init(**options, mode="offline", settings=quiet_settings())
     if run.offline:
         print(f"wandb: offline; to upload: wandb sync {folder}/wandb/offline-run-*")
     elif run.url:
