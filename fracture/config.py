@@ -84,7 +84,7 @@ NAMES = [field.name for field in fields(Config)]
 
 def is_https(address: str) -> bool:
     """True for https, and for http on this machine: nobody can change what is downloaded."""
-    return bool(re.match(r"https://[^/]|http://(127\.0\.0\.1|localhost)[:/]", address))
+    return bool(re.match(r"https://[^/]|http://(127\.0\.0\.1|localhost)(:\d+)?(/|$)", address))
 
 
 def shareable(settings: dict[str, Any]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def tracking(
             run.finish(exit_code=0 if succeeded else 1)
             finished = True
         if not finished:
-            print(f"wandb: not everything was uploaded; later: wandb sync {folder}/wandb/run-*")
+            print(f"wandb: not everything was uploaded; later: wandb sync {folder}/wandb/*run-*")
 
 
 def log_test(mode: str, project: str, folder: Path, results: dict[str, Any]) -> None:
