@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-# torch has no exception of its own for these.
-SHORT_OF_MEMORY = "DataLoader worker|out of memory|allocate memory|MemoryError"
+# torch has no exception of its own for these; a killed decoder may also reset its connection.
+SHORT_OF_MEMORY = "DataLoader worker|out of memory|allocate memory|MemoryError|ConnectionReset"
 
 
 class InputError(Exception):
@@ -40,15 +40,15 @@ def run_script(main: Callable[[], object]) -> None:
     except BrokenPipeError:  # the reader of our output has seen enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:  # no permission, disk full, a file where a folder should be
-        where = error.filename2 or error.filename or "writing"
-        advice = "; make room and run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        _exit(2, f"{where}: {error.strerror or one_line(error)}{advice}")
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, ConnectionResetError) as error:
         if not re.search(SHORT_OF_MEMORY, repr(error)):
             raise
         advice = "finished work is kept; try --workers 0"
         _exit(2, f"short of memory or /dev/shm ({one_line(error)[-150:]}); {advice}")
+    except OSError as error:  # no permission, disk full, a file where a folder should be
+        where = error.filename2 or error.filename or "writing"
+        advice = "; make room and run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        _exit(2, f"{where}: {error.strerror or one_line(error)}{advice}")
     finally:
         # Between two calls a script only imports: Ctrl-C then ends it without a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
