@@ -137,7 +137,7 @@ def save_heat_maps(folder: Path, films: list[tuple], fit: Fit, workers: int) -> 
         film, side = read_grey(path.read_bytes()), int(cam.size**0.5)
         heat = in_frame(cam.reshape(side, side), film.size, fit)
         with atomic_write(folder / f"{number:04}-{path.stem[:50]}.png") as new:
-            overlay(film, heat).save(new, "PNG", compress_level=1)  # halves the whole time
+            overlay(film, heat).save(new, "PNG", compress_level=1)  # half the time of writing
 
     # Pillow and NumPy release Python's lock.
     thread_map(

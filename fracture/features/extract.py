@@ -153,10 +153,10 @@ def cached_features(
         backbone = build_backbone(spec, compute.device)
         batches = run_batches(backbone, images, spec.image_size, compute, pad_last=True)
         for done, vectors, _ in batches:
-            if not np.isfinite(vectors).all():
-                first = rows[position[digests[done[0]]]].path
-                hint = "try --precision float32, or other weights"
-                raise InputError(f"{first}, or one soon after it: features not finite; {hint}")
+            for i, vector in zip(done, vectors, strict=True):
+                if not np.isfinite(vector).all():
+                    hint = "features are not finite; try --precision float32, or other weights"
+                    raise InputError(f"{rows[position[digests[i]]].path}: {hint}")
             cache.append([digests[i] for i in done], vectors)
         barrier()
         known = cache.load()

@@ -17,9 +17,9 @@ LIMITS: dict[str, Any] = {"init_timeout": 4, "finish_timeout": 4, "finish_timeou
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 
-def quiet_settings() -> wandb.Settings:
+def quiet_settings(**more: Any) -> wandb.Settings:
     """New ones for each call: wandb writes into the settings that it is given."""
-    return wandb.Settings(**LIMITS, console="off", silent=True)
+    return wandb.Settings(**LIMITS, console="off", silent=True, **more)
 
 
 def pick_mode(mode: WandbMode) -> str:
@@ -35,7 +35,7 @@ def pick_mode(mode: WandbMode) -> str:
     if wanted in ("offline", "disabled"):
         return wanted
     try:
-        wandb.setup(quiet_settings())
+        wandb.setup(quiet_settings(mode="online"))  # WANDB_MODE=offline hides the key
         has_key = wandb.login(prompt=False, verify=False)
     except (wandb.Error, ValueError) as error:
         raise InputError(f"wandb: {one_line(error)} (or pass --wandb_mode offline)") from error

@@ -43,6 +43,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("auto", {}, "offline"), ("auto", KEY, "online"), ("disabled", KEY, "disabled"),
         ("auto", KEY | {"WANDB_MODE": "disabled"}, "disabled"),
         ("offline", KEY | {"WANDB_MODE": "online"}, "offline"),
+        ("online", KEY | {"WANDB_MODE": "offline"}, "online"),
         ("online", KEY, "online"), ("online", {}, NO_KEY),
         ("auto", {"WANDB_MODE": "online"}, NO_KEY),
         ("auto", {"WANDB_MODE": "dryrun"}, "WANDB_MODE is 'dryrun'; allowed: online, offline"),
