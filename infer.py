@@ -22,7 +22,7 @@ from fracture.config import OPERATING_POINTS, Config, parse_settings, settings_p
 
 
 def arguments(argv: Sequence[str] | None = None) -> tuple[Config, Namespace]:
-    parser = settings_parser(__doc__, "[FILE_OR_FOLDER ...] ")
+    parser = settings_parser(Config, __doc__, "[FILE_OR_FOLDER ...] ")
     add = parser.add_argument
     add("files", nargs="*", default=[], help="images or folders to predict; - reads paths")
     at = "operating point that decides: protocol (0.5), sensitivity90 or youden [%(default)s]"
@@ -31,15 +31,16 @@ def arguments(argv: Sequence[str] | None = None) -> tuple[Config, Namespace]:
     add("--heatmaps", metavar="DIR", help="write each film with its heat map as a PNG")
     add("--compare", nargs=2, metavar="RUN", help="paired comparison of two tested runs")
     add("--pool", nargs="+", metavar="RUN", help="metrics over the tested runs of several folds")
-    return parse_settings(parser, argv)
+    return parse_settings(Config, parser, argv)
 
 
 if __name__ == "__main__":
     run_script(arguments)  # --help and mistyped settings answer before torch is imported
 
 from fracture.atomic import publish, staging_dir
+from fracture.distributed import RANK
 from fracture.evaluation.predict import find_images, predict_files
-from fracture.features.extract import RANK, Compute, cached_features, pick_compute
+from fracture.features.extract import Compute, cached_features, pick_compute
 from fracture.runs.trained import TrainedRun, load_trained
 
 

@@ -21,10 +21,10 @@ from fracture.config import Config, parse_settings, settings_parser
 
 
 def arguments(argv: Sequence[str] | None = None) -> tuple[Config, Namespace]:
-    parser = settings_parser(__doc__, "[--force|--check] ")
+    parser = settings_parser(Config, __doc__, "[--force|--check] ")
     parser.add_argument("--force", action="store_true", help="replace an existing split")
     parser.add_argument("--check", action="store_true", help="verify an existing split")
-    return parse_settings(parser, argv)
+    return parse_settings(Config, parser, argv)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from fracture.cli import InputError, run_script
+from fracture.cli import run_script
 from fracture.config import Config, parse_settings, settings_parser
 
 
 def arguments(argv: Sequence[str] | None = None) -> tuple[Config, Namespace]:
-    parser = settings_parser(__doc__, "[--resume RUN] ")
+    parser = settings_parser(Config, __doc__, "[--resume RUN] ")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run")
-    return parse_settings(parser, argv)
+    return parse_settings(Config, parser, argv)
 
 
 if __name__ == "__main__":
@@ -33,9 +33,10 @@ if __name__ == "__main__":
 import torch
 from torch import nn
 
-from fracture.data.split_folder import SplitFolder
+from fracture.data.split_folder import open_split
+from fracture.distributed import RANK
 from fracture.evaluation.metrics import calibrate
-from fracture.features.extract import RANK, cached_features, pick_compute
+from fracture.features.extract import cached_features, pick_compute
 from fracture.models.backbone import FeatureSpec
 from fracture.models.head import build_head, predict_logits
 from fracture.models.weights import find_weights
@@ -54,12 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, options = arguments(argv)
     # Validate inputs before slow work.
     compute = pick_compute(config)
-    folders = [
-        SplitFolder(Path(config.split_dir), name, config.image_size, config.fit)
-        for name in ("train", "val")
-    ]
-    if config.positive_class not in (classes := folders[0].classes):
-        raise InputError(f"positive_class is {config.positive_class!r}; allowed: {classes}")
+    folders = open_split(config, "train", "val")
+    positive = folders[0].classes.index(config.positive_class)
     weights = find_weights(config.backbone, config.weights, config.seed)
     spec = FeatureSpec(config.backbone, weights, config.image_size, config.fit, compute.precision)
     images = (folders, spec, Path(config.cache_dir), compute)
@@ -85,11 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             logits = predict_logits(head, val.features)
             metrics = {"epoch": epoch, "train_loss": train_loss}
             metrics |= validate(logits, val.labels, loss_function)
-            calibration = calibrate(logits, val.labels, classes.index(config.positive_class))
+            calibration = calibrate(logits, val.labels, positive)
             run.save_epoch(metrics, head, optimizer, calibration)
-    accuracy, loss = run.best["val_accuracy"], run.best["val_loss"]
-    print(f"\nbest epoch {run.best['epoch']}: validation accuracy {accuracy:.4f}, loss {loss:.4f}")
-    print("next: python infer.py")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 import train
-from fracture.config import parse_settings, settings_parser
+from fracture.config import Config, read_config
 from fracture.data.images import load_image
 from fracture.data.splitting import assign_splits, scan_dataset, write_splits
 from fracture.data.synthetic import draw_data_set
@@ -205,7 +205,7 @@ def make_split(data_root: Path, count: int, folder: Path) -> str:
     usable = [row for row in scan_dataset(data_root) if not row.split]
     random.Random(0).shuffle(usable)
     rows = assign_splits(usable[:count], (Fraction(8, 9), Fraction(1, 9), Fraction(0)), 0)
-    config = replace(parse_settings(settings_parser(), [])[0], split_dir=str(folder / "split"))
+    config = replace(read_config(Config.files[0]), split_dir=str(folder / "split"))
     write_splits({".": rows}, data_root, config)
     return name
 

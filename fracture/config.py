@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from fracture.cli import InputError, one_line
 
-DEFAULT_FILE = Path(__file__).resolve().parent.parent / "config.yaml"
+ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path("runs")
 OPERATING_POINTS = ("protocol", "sensitivity90", "youden")  # the first decides at p = 0.5
 MACHINE_PATHS = ("data_root", "data_url", "split_dir", "cache_dir")
@@ -49,13 +49,16 @@ class Config:
     batch_size: int
     lr: float
     dropout: float
-    select_by: Literal["val_accuracy", "val_loss"]
+    select_by: Literal["val_accuracy", "val_loss", "val_roc_auc"]
     seed: int
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "float32", "bfloat16"]
     workers: int | Literal["auto"]
     wandb_mode: WandbMode
     wandb_project: str
+
+    script: ClassVar = "train.py"
+    files: ClassVar[tuple[Path, ...]] = (ROOT / "config.yaml",)
 
     def __post_init__(self) -> None:
         parts, run, workers = self.fractions, self.run or "any", self.workers
@@ -75,11 +78,48 @@ class Config:
             ("workers", workers == "auto" or 0 <= workers <= 256, "auto, or 0 to 256"),
             ("wandb_project", re.fullmatch(r"[^/\\#?%:]+", self.wandb_project), r"no / \ # ? % :"),
         ):
-            if not fits:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
+            self.check(name, bool(fits), allowed)
+
+    def check(self, name: str, fits: bool, allowed: str) -> None:
+        if not fits:
+            raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
 
 
-NAMES = [field.name for field in fields(Config)]
+@dataclass(frozen=True)
+class FinetuneConfig(Config):
+    """The settings of finetune.py; recipes/finetune.yaml holds what it adds and changes."""
+
+    init: str | None
+    box_weight: float
+    cell_weight: float
+    weight_decay: float
+    warmup: float
+    label_smoothing: float
+    clip: float
+    ema: float
+    mirror: bool
+    turn: float
+    shift: float
+    zoom: float
+    contrast: float
+    brightness: float
+
+    script = "finetune.py"
+    files = (*Config.files, ROOT / "recipes" / "finetune.yaml")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("box_weight", "cell_weight", "weight_decay"):
+            self.check(name, 0 <= getattr(self, name) < float("inf"), "0 or more")
+        for name in ("warmup", "label_smoothing", "ema", "zoom", "contrast"):
+            self.check(name, 0 <= getattr(self, name) < 1, "0 or more, less than 1")
+        for name in ("shift", "brightness"):
+            self.check(name, 0 <= getattr(self, name) <= 0.5, "0 to 0.5")
+        self.check("turn", 0 <= self.turn <= 180, "0 to 180")
+        self.check("clip", self.clip > 0, "a number greater than 0")
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def is_https(address: str) -> bool:
@@ -94,12 +134,15 @@ def shareable(settings: dict[str, Any]) -> dict[str, Any]:
     return kept | {"weights": weights, "fractions": fractions}
 
 
-def settings_parser(description: str | None = None, arguments: str = "") -> ArgumentParser:
+def settings_parser(
+    kind: type[Config], description: str | None = None, arguments: str = ""
+) -> ArgumentParser:
     """A parser with a flag for every setting; a script may add arguments of its own.
 
-    A setting's help text is the comment on its line in config.yaml.
+    A setting's help text is the comment on its line in the last of `kind.files` that has it.
 
     Args:
+        kind: `Config`, or a subclass with more settings.
         description: the script's docstring.
         arguments: the script's own arguments, as the usage line shows them.
     """
@@ -113,23 +156,27 @@ def settings_parser(description: str | None = None, arguments: str = "") -> Argu
     )
     help_text = "a YAML file with the settings that differ from config.yaml"
     parser.add_argument("--config", action="config", metavar="FILE", help=help_text)
-    meanings = dict(re.findall(r"^(\w+):.*?  # (.+)$", DEFAULT_FILE.read_text(), re.MULTILINE))
-    for name, value_type in get_type_hints(Config).items():
+    text = "\n".join(file.read_text() for file in kind.files)
+    meanings = dict(re.findall(r"^(\w+):.*?  # (.+)$", text, re.MULTILINE))
+    types = get_type_hints(kind)
+    for name in (field.name for field in fields(kind)):
         help_text = f"{meanings.get(name, name)} [%(default)s]"
-        parser.add_argument(f"--{name}", metavar="", type=value_type, help=help_text)
-    parser.set_defaults(yaml.safe_load(DEFAULT_FILE.read_text()))
+        parser.add_argument(f"--{name}", metavar="", type=types[name], help=help_text)
+    for file in kind.files:
+        parser.set_defaults(yaml.safe_load(file.read_text()))
     return parser
 
 
 def parse_settings(
-    parser: ArgumentParser, argv: Sequence[str] | None = None
-) -> tuple[Config, Namespace]:
+    kind: type[AnyConfig], parser: ArgumentParser, argv: Sequence[str] | None = None
+) -> tuple[AnyConfig, Namespace]:
     """Read the settings from their three places; what comes later on the command line wins.
 
     A run to resume brings its own settings, unless a file is given.
 
     Args:
-        parser: from `settings_parser`.
+        kind: as for `settings_parser`.
+        parser: from there.
         argv: the command line; None takes that of the process.
 
     Returns:
@@ -145,22 +192,24 @@ def parse_settings(
             parsed = parser.parse_args(["--config", str(file), *(argv or sys.argv[1:])])
         for file in parsed.config or []:
             refuse_duplicates(Path(file))
-        values = {name: parsed[name] for name in NAMES}
-        if empty := [name for name in NAMES if values[name] is None and name != "run"]:
+        values = {field.name: parsed[field.name] for field in fields(kind)}
+        empty = [name for name in values if values[name] is None and name not in ("run", "init")]
+        if empty:
             raise ValueError(f"{empty[0]} has no value")
-        return Config(**values), parsed
+        return kind(**values), parsed
     except (ArgumentError, ValueError, OSError, yaml.YAMLError) as error:
-        raise InputError(f"settings: {explain(one_line(error))}") from error
+        raise InputError(f"settings: {explain(one_line(error), kind)}") from error
 
 
-def read_config(path: Path) -> Config:
-    """The settings in a run's or a split's config.yaml.
+def read_config(path: Path) -> FinetuneConfig:
+    """The settings in a run's or a split's config.yaml, whichever script wrote it.
 
     Raises:
         InputError: it is missing or damaged.
     """
     try:
-        return parse_settings(settings_parser(), ["--config", str(path)])[0]
+        parser = settings_parser(FinetuneConfig)
+        return parse_settings(FinetuneConfig, parser, ["--config", str(path)])[0]
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -174,13 +223,13 @@ def refuse_duplicates(path: Path) -> None:
             raise ValueError(f"{name} is set twice in {path}")
 
 
-def explain(text: str) -> str:
+def explain(text: str, kind: type[Config]) -> str:
     """jsonargparse's message, with the nearest setting where a name is unknown."""
     unknown = re.search(r"unrecognized arguments: --([\w-]+)|Option '(.+)' is not", text)
     if not unknown:
         text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "one of ")
         return re.sub(r'Parser key "(\w+)":', r"\1:", text)
     name = unknown[1] or unknown[2]
-    near = get_close_matches(name, NAMES, n=1)
+    near = get_close_matches(name, get_type_hints(kind).keys(), n=1)
     advice = f"did you mean {near[0]!r}?" if near else "config.yaml lists all of them"
     return f"{name!r} is unknown; {advice}"

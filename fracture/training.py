@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from fracture.cli import InputError
@@ -45,7 +46,7 @@ def train_epoch(
 
 
 def validate(logits: torch.Tensor, labels: torch.Tensor, loss_function: Loss) -> dict[str, float]:
-    """The loss and the accuracy of (N, 2) logits, as `val_loss` and `val_accuracy`.
+    """`val_loss`, `val_accuracy` and `val_roc_auc` of (N, 2) logits; both classes are present.
 
     Raises:
         InputError: the loss is not finite.
@@ -54,10 +55,11 @@ def validate(logits: torch.Tensor, labels: torch.Tensor, loss_function: Loss) ->
     if not math.isfinite(loss):
         raise InputError(f"the validation loss is {loss}; try a smaller lr")
     correct = int((logits.argmax(1) == labels).sum())
-    return {"val_loss": loss, "val_accuracy": correct / len(labels)}
+    auc = float(roc_auc_score(labels, (logits[:, 1] - logits[:, 0]).numpy()))
+    return {"val_loss": loss, "val_accuracy": correct / len(labels), "val_roc_auc": auc}
 
 
 def selection_key(metrics: dict[str, float], select_by: str) -> tuple[float, float]:
-    """What makes an epoch the best: the chosen metric, then the other; of equals the first wins."""
+    """What makes an epoch the best: the chosen metric, then another; of equals the first wins."""
     accuracy, loss = metrics["val_accuracy"], metrics["val_loss"]
-    return (accuracy, -loss) if select_by == "val_accuracy" else (-loss, accuracy)
+    return (-loss, accuracy) if select_by == "val_loss" else (metrics[select_by], -loss)

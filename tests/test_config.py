@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -10,10 +10,10 @@ import yaml
 
 from fracture import config
 from fracture.cli import InputError
-from fracture.config import Config, read_config, settings_parser
+from fracture.config import Config, FinetuneConfig, read_config, settings_parser
 from tests.conftest import ROOT, run_expecting_error
 
-TEXT = config.DEFAULT_FILE.read_text()
+TEXT = Config.files[0].read_text()
 DEFAULTS = yaml.safe_load(TEXT)
 PROTOCOL = {
     "backbone": "efficientnet-b6", "weights": "imagenet", "image_size": 224, "fit": "squash",
@@ -23,13 +23,13 @@ PROTOCOL = {
 
 
 def read(argv: Sequence[str]) -> Config:
-    return config.parse_settings(settings_parser(), argv)[0]
+    return config.parse_settings(Config, settings_parser(Config), argv)[0]
 
 
 def test_every_setting_has_its_default_a_meaning_a_flag_and_help() -> None:
     meanings = dict(re.findall(r"^(\w+):.*?  # (.+)$", TEXT, re.MULTILINE))
-    assert list(meanings) == list(DEFAULTS) == config.NAMES
-    shown = "".join(settings_parser().format_help().split())  # it wraps lines
+    assert list(meanings) == list(DEFAULTS) == [field.name for field in fields(Config)]
+    shown = "".join(settings_parser(Config).format_help().split())  # it wraps lines
     for name, meaning in meanings.items():
         assert f"--{name}" in shown
         assert "".join(meaning.split()) in shown
@@ -45,9 +45,15 @@ def test_a_file_needs_only_what_differs_and_the_last_word_wins(tmp_path: Path) -
 
 @pytest.mark.parametrize("recipe", sorted(ROOT.glob("recipes/*.yaml")), ids=lambda path: path.name)
 def test_a_recipe_holds_only_what_differs_from_the_defaults(recipe: Path) -> None:
+    """Those of finetune.py differ from finetune.yaml, which differs from config.yaml."""
+    kind = FinetuneConfig if recipe.stem.startswith("finetune") else Config
+    files = [file for file in kind.files if file != recipe]
+    defaults = {k: v for file in files for k, v in yaml.safe_load(file.read_text()).items()}
     content = yaml.safe_load(recipe.read_text())
-    assert asdict(read_config(recipe)) == DEFAULTS | content
-    assert all(DEFAULTS[name] != value for name, value in content.items())
+    parsed, _ = config.parse_settings(kind, settings_parser(kind), ["--config", str(recipe)])
+    assert asdict(parsed) == defaults | content
+    if recipe not in kind.files:
+        assert all(defaults[name] != value for name, value in content.items())
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,10 @@ def test_validation_counts_correct_decisions_and_the_best_epoch_has_most() -> No
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 4.0]])
     expected = sum(math.log1p(math.exp(-d)) for d in (2, 1, -3, 4)) / 4
     metrics = validate(logits, torch.tensor([0, 1, 1, 1]), cross_entropy)
-    assert metrics == {"val_loss": pytest.approx(expected), "val_accuracy": 0.75}
-    epochs = [{"val_accuracy": a, "val_loss": x} for a, x in ((0.9, 0.3), (0.9, 0.2), (0.95, 0.3))]
-    for select_by, best in (("val_accuracy", [2, 1, 0]), ("val_loss", [1, 2, 0])):
+    names = ("val_accuracy", "val_loss", "val_roc_auc")
+    assert [metrics[name] for name in names] == pytest.approx([0.75, expected, 2 / 3])
+    rows = ((0.9, 0.3, 0.8), (0.9, 0.2, 0.7), (0.95, 0.3, 0.7))
+    epochs = [dict(zip(names, row, strict=True)) for row in rows]
+    for select_by, best in zip(names, ([2, 1, 0], [1, 2, 0], [0, 1, 2]), strict=True):
         keys = [selection_key(epoch, select_by) for epoch in epochs]
         assert sorted(range(3), key=keys.__getitem__, reverse=True) == best

@@ -6,7 +6,7 @@ import torch
 from torchvision.datasets import ImageFolder
 
 from fracture.cli import InputError
-from fracture.config import Fit
+from fracture.config import Config, Fit
 from fracture.data.images import load_or_explain
 from fracture.data.manifest import FILE_NAME, SPLIT_AGAIN, read_manifest
 
@@ -46,6 +46,19 @@ class SplitFolder(ImageFolder):
         path, label = self.samples[index]
         image, reason = load_or_explain(Path(path), self.size, self.fit, self.rows[index].sha256)
         return image, label, reason
+
+
+def open_split(config: Config, *names: str) -> list[SplitFolder]:
+    """The named folders of the configured split.
+
+    Raises:
+        InputError: as `SplitFolder`, or the positive class is not one of its classes.
+    """
+    size, fit = config.image_size, config.fit
+    folders = [SplitFolder(Path(config.split_dir), name, size, fit) for name in names]
+    if config.positive_class not in (classes := folders[0].classes):
+        raise InputError(f"positive_class is {config.positive_class!r}; allowed: {classes}")
+    return folders
 
 
 def _is_visible(path: str) -> bool:

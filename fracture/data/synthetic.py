@@ -20,6 +20,7 @@ from scipy.ndimage import gaussian_filter
 from tqdm.contrib.concurrent import process_map
 
 from fracture.atomic import publish, staging_dir
+from fracture.data.boxes import FilmBoxes, write_boxes
 
 BODY = yaml.safe_load(Path(__file__).with_name("bones.yaml").read_text())
 VIEWS = {"frontal": 1.0, "lateral": 0.4, "oblique": 0.7}  # how wide a limb looks
@@ -157,8 +158,8 @@ def expose(rng: Generator, tubes: list[Tube], shape: tuple[int, int], scale: flo
     return 255 * np.clip(fog + (1 - fog) * grey, 0, 1)
 
 
-def radiograph(seed: int, path: Path) -> dict[str, int]:
-    """Draw one file and return its csv row; nothing but breaks and metal depends on the class."""
+def radiograph(seed: int, path: Path) -> tuple[dict[str, int], FilmBoxes]:
+    """Draw a file for its csv row and boxes; only breaks and metal depend on the class."""
     number, fractured = int(path.stem[3:]), path.parent.name == "Fractured"
     # Three streams of random numbers, so that the look owes nothing to the class.
     rng, look, breaks = (default_rng([seed, number, stream]) for stream in range(3))
@@ -175,7 +176,8 @@ def radiograph(seed: int, path: Path) -> dict[str, int]:
             bone = bone._replace(lines=((0.04, 0, 0.6 * child), (0.96, 0, 0.6 * child), canal))
         tubes += broken(breaks, bone, sites[k], hardware) if k in sites else [bone]
     grey = expose(look, tubes, shape, scale)
-    image = Image.fromarray(np.uint8(grey[:, :: look.choice([-1, 1])]))
+    flip = look.choice([-1, 1])
+    image = Image.fromarray(np.uint8(grey[:, ::flip]))
     if look.random() < 0.25:
         spot = look.choice([0.05, 0.88]) * shape[1], look.uniform(0.05, 0.9) * shape[0]
         ImageDraw.Draw(image).text(spot, "LR"[look.integers(2)], fill=250, font_size=shape[1] / 18)
@@ -186,10 +188,16 @@ def radiograph(seed: int, path: Path) -> dict[str, int]:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.convert("L" if one_channel else "RGB").save(path, quality=90)
     counts = {"hardware": int(hardware), "fractured": int(fractured), "fracture_count": len(sites)}
-    return dict.fromkeys(names, 1) | counts
+    boxes = []
+    for bone, place in ((bones[k], place) for k, place in sites.items()):
+        site, reach = bone.head + place * bone.span, 2.5 * bone.radii[1]
+        edges = np.array([site.real * flip, site.imag] * 2) + reach * np.array([-1, -1, 1, 1])
+        shares = 0.5 + scale * edges / np.tile(shape[::-1], 2)
+        boxes.append(tuple(shares.clip(0, 1).tolist()))
+    return dict.fromkeys(names, 1) | counts, FilmBoxes(image.size, boxes)
 
 
-def add_defects(hurt: list[Path], whole: list[Path], rows: dict[Path, dict[str, int]]) -> None:
+def add_defects(hurt: list[Path], whole: list[Path], rows: dict[Path, tuple]) -> None:
     """FracAtlas' own: copies (2 of bytes, 1 of pixels, 1 re-encoded), 1 file turned, 2 cut off."""
     for folder, k in ((hurt, 0), (whole, 0), (hurt, 1), (whole, 1)):
         folder[-1 - k].write_bytes(folder[k].read_bytes())
@@ -221,7 +229,8 @@ def draw_data_set(root: Path, count: int = 400, seed: int = 42) -> None:
         with (new / "dataset.csv").open("w", newline="") as file:
             table = csv.DictWriter(file, [*COLUMNS.split(), *VIEWS], restval=0)
             table.writeheader()
-            table.writerows(row | {"image_id": path.name} for path, row in rows.items())
+            table.writerows(row | {"image_id": path.name} for path, (row, _) in rows.items())
+        write_boxes(new, {path.name: film for path, (_, film) in rows.items() if film.boxes})
         publish(new, root)
 
 

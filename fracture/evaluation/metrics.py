@@ -13,6 +13,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit
 from scipy.stats import binomtest
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from fracture.config import OPERATING_POINTS
@@ -158,6 +159,17 @@ def calibrate(logits: torch.Tensor, labels: torch.Tensor, positive: int) -> dict
     temperature = fit_temperature(is_positive, odds)
     thresholds = choose_thresholds(is_positive, expit(odds / temperature))
     return {"temperature": temperature, "thresholds": thresholds}
+
+
+def fit_join(is_positive: Array, scores: Array) -> list[float]:
+    """The weights of two scores and the constant that make their sum the log-odds (logistic fit).
+
+    Args:
+        is_positive: (N,) bool, of the validation images, both classes present.
+        scores: (N, 2) float.
+    """
+    fit = LogisticRegression().fit(scores, is_positive)
+    return [*fit.coef_[0].tolist(), float(fit.intercept_[0])]
 
 
 def fit_temperature(is_positive: Array, log_odds: Array) -> float:

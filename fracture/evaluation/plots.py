@@ -41,7 +41,9 @@ def draw_plots(run: TrainedRun, images: FeatureSet, results: dict) -> dict[str, 
         "probabilities": histogram(is_positive, p, *classifier.classes),
         "confusion": confusion(results["operating_points"], *classifier.classes),
         "subgroups": forest(results["subgroups"], results),
-    } | ({"training": history(epochs)} if epochs else {})
+        **({"training": history(epochs)} if epochs else {}),
+        **({"froc": froc(results["localisation"]["froc"])} if results["localisation"] else {}),
+    }
 
 
 def _axes(title: str, **labels: Any) -> tuple[Figure, Axes]:
@@ -109,6 +111,17 @@ def reliability(is_positive: Array, before: Array, after: Array) -> Figure:
     return figure
 
 
+def froc(found: dict[str, Any]) -> Figure:
+    """Share of fracture boxes found against false marks a film, with intervals where reported."""
+    figure, axes = _axes("Marks (FROC)", xlabel="false marks a film", ylabel="boxes found")
+    axes.step(*found["curve"], where="post", color=BLUE)
+    for rate, metric in found["sensitivity"].items():
+        axes.plot([float(rate)] * 2, [metric["low"], metric["high"]], color=ORANGE, lw=1.5)
+        axes.plot(float(rate), metric["value"], "s", color=ORANGE, ms=5)
+    axes.set_ylim(0, 1.02)
+    return figure
+
+
 def confusion(points: dict[str, dict], *classes: str) -> Figure:
     """The confusion matrix of each operating point; the positive class comes first."""
     figure = Figure((8.6, 2.9), layout="constrained", dpi=150)
@@ -126,7 +139,7 @@ def confusion(points: dict[str, dict], *classes: str) -> Figure:
 
 def history(epochs: list[dict]) -> Figure:
     """Losses and validation accuracy by epoch; the best epoch is marked."""
-    figure, axes = _axes("Training", xlabel="epoch", ylabel="cross-entropy")
+    figure, axes = _axes("Training", xlabel="epoch", ylabel="loss")
     values = {name: [epoch[name] for epoch in epochs] for name in epochs[0]}
     axes.plot(values["epoch"], values["train_loss"], color=ORANGE, label="train loss")
     axes.plot(values["epoch"], values["val_loss"], color=BLUE, label="val loss")

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from PIL import Image
 from fracture.atomic import atomic_write
 from fracture.cli import InputError, escape_controls
 from fracture.config import Fit
+from fracture.data.boxes import to_film
 from fracture.data.images import ImageFiles, files_below, read_grey
+from fracture.evaluation.pointing import find_marks, in_frame
 from fracture.features.extract import Compute, run_batches
-from fracture.models.backbone import build_backbone
 from fracture.models.classifier import Classifier
 
 
@@ -65,43 +67,77 @@ def predict_files(
     Raises:
         InputError: none of the files could be read, or `out` is not a file name for a table.
     """
-    column, spec = classifier.column, classifier.spec
     out = Path(options.out) if options.out else None
     if out and (out.suffix not in (".csv", ".json") or not out.parent.is_dir()):
         raise InputError(f"--out {out}: needs a name in .csv or .json, in a folder that exists")
-    backbone = build_backbone(spec, compute.device)
-
-    def features_and_cam(images: torch.Tensor) -> torch.Tensor:
-        maps = backbone.feature_maps(images)
-        return torch.cat([maps.mean((2, 3)), classifier.cam(maps).flatten(1)], 1)
-
-    rows = [{"file": str(path), column: None, "decision": "", "note": ""} for path in paths]
-    films: list[tuple[Path, np.ndarray]] = []
-    model = features_and_cam if options.heatmaps else backbone
-    images = ImageFiles(paths, spec.image_size, spec.fit)
-    for done, outputs, bad in run_batches(model, images, spec.image_size, compute):
-        features, maps = np.hsplit(outputs, [backbone.architecture.width])
-        p = classifier.p_positive(torch.from_numpy(features).float()).tolist()
-        for i, p_one, cam in zip(done, p, maps, strict=True):
-            rows[i] |= {column: p_one, "decision": classifier.decide(p_one, options.at)}
-            films.append((paths[i], cam))
-        for i, reason in bad.items():
-            rows[i]["note"] = f"unreadable: {reason}"
-    if not films:
+    with_heat = bool(options.heatmaps or classifier.has_marks)
+    rows, heats = judge_files(classifier, paths, options.at, compute, with_heat)
+    if not heats:
         raise InputError(f"no file could be read: {paths[0]}: {rows[0]['note']}")
+    fit = classifier.spec.fit
+    if classifier.has_marks:
+        for i, row in enumerate(rows):
+            flagged = row["decision"] == classifier.classes[0]
+            row["marks"] = marks_in_pixels(paths[i], heats[i], fit) if flagged else []
     print_predictions(rows, classifier, options.at)
     if out:
         write_table(out, rows)
     if options.heatmaps:
-        save_heat_maps(Path(options.heatmaps), films, spec.fit, compute.workers)
+        films = [(paths[i], heat, rows[i].get("marks", [])) for i, heat in heats.items()]
+        save_heat_maps(Path(options.heatmaps), films, fit, compute.workers)
+
+
+def judge_files(
+    classifier: Classifier, paths: list[Path], point: str, compute: Compute, with_heat: bool
+) -> tuple[list[dict[str, Any]], dict[int, np.ndarray]]:
+    """A row of the table for each file, and the heat of the readable ones by position.
+
+    Args:
+        classifier: from `load_classifier`.
+        paths: the files.
+        point: the operating point that decides.
+        compute: where the network runs.
+        with_heat: compute the (h, w) heat maps; else they are empty.
+    """
+    column, spec = classifier.column, classifier.spec
+    network = spec.build(compute.device)
+
+    def features_and_heat(images: torch.Tensor) -> torch.Tensor:
+        features, heat = classifier.explain(network, images)
+        return torch.cat([features, heat.flatten(1)], 1)
+
+    rows = [{"file": str(path), column: None, "decision": "", "note": ""} for path in paths]
+    heats: dict[int, np.ndarray] = {}
+    model = features_and_heat if with_heat else network
+    images = ImageFiles(paths, spec.image_size, spec.fit)
+    for done, outputs, bad in run_batches(model, images, spec.image_size, compute):
+        features, maps = np.hsplit(outputs, [spec.width])
+        p = classifier.p_positive(torch.from_numpy(features).float()).tolist()
+        for i, p_one, heat in zip(done, p, maps, strict=True):
+            rows[i] |= {column: p_one, "decision": classifier.decide(p_one, point)}
+            heats[i] = heat.reshape([int(heat.size**0.5)] * 2)
+        for i, reason in bad.items():
+            rows[i]["note"] = f"unreadable: {reason}"
+    return rows, heats
+
+
+def marks_in_pixels(path: Path, heat: np.ndarray, fit: Fit) -> list[dict[str, Any]]:
+    """The marks of a film: `p`, and `box`: left, top, right, bottom in the film's own pixels."""
+    size = read_grey(path.read_bytes()).size
+    boxes = [(mark.p, to_film(mark.box, size, fit)) for mark in find_marks(heat)]
+    return [
+        {"p": p, "box": np.rint(np.tile(size, 2) * box).astype(int).tolist()} for p, box in boxes
+    ]
 
 
 def print_predictions(rows: list[dict], classifier: Classifier, point: str) -> None:
     threshold = classifier.thresholds[point]
     print(f"{classifier.classes[0]} from {threshold:.4f} on (operating point {point})\n")
     print(f"{classifier.column:13}{'decision':16}file")
-    for file, p, decision, note in (row.values() for row in rows):
+    for file, p, decision, note, *marks in (row.values() for row in rows):
         shown = "" if p is None else f"{p:.4f}"
+        boxes = [" ".join(map(str, mark["box"])) for mark in marks[0]] if marks else []
+        note = f"marks {', '.join(boxes)}" if boxes else note
         print(f"{shown:13}{decision:16}{escape_controls(file)}  {note}".rstrip())
 
 
@@ -111,33 +147,38 @@ def write_table(path: Path, rows: list[dict]) -> None:
     if path.suffix == ".json":
         text.write(json.dumps(rows, indent=2) + "\n")
     else:
-        lines = [[*rows[0]], *([*row.values()] for row in rows)]
+        lines = [[*rows[0]], *(map(as_cell, row.values()) for row in rows)]
         csv.writer(text, lineterminator="\n").writerows(lines)
     with atomic_write(path) as new:
         new.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
 
 
+def as_cell(value: object) -> object:
+    return json.dumps(value) if isinstance(value, list) else value
+
+
 def save_heat_maps(folder: Path, films: list[tuple], fit: Fit, workers: int) -> None:
-    """Write a PNG of each film with its heat map, at the film's own size.
+    """Write a PNG of each film with its heat map and its marks, at the film's own size.
 
     Args:
         folder: made if it is not there.
-        films: the path and the (h * w,) heat map of each.
+        films: the path, the (h, w) heat map, and the marks of each.
         fit: how the backbone saw the films.
         workers: films at a time.
     """
     from tqdm.contrib.concurrent import thread_map
 
-    from fracture.evaluation.cam import in_frame, overlay  # matplotlib, for heat maps only
+    from fracture.evaluation.cam import MARK, draw_boxes, overlay  # matplotlib, for these only
 
     folder.mkdir(parents=True, exist_ok=True)
 
-    def save(number: int, path_and_cam: tuple[Path, np.ndarray]) -> None:
-        path, cam = path_and_cam
-        film, side = read_grey(path.read_bytes()), int(cam.size**0.5)
-        heat = in_frame(cam.reshape(side, side), film.size, fit)
+    def save(number: int, film_and_heat: tuple[Path, np.ndarray, list]) -> None:
+        path, heat, marks = film_and_heat
+        film = read_grey(path.read_bytes())
+        picture = overlay(film, in_frame(heat, film.size, fit))
+        draw_boxes(picture, [np.array(mark["box"]) / np.tile(film.size, 2) for mark in marks], MARK)
         with atomic_write(folder / f"{number:04}-{path.stem[:50]}.png") as new:
-            overlay(film, heat).save(new, "PNG", compress_level=1)  # half the time of writing
+            picture.save(new, "PNG", compress_level=1)  # half the time of writing
 
     # Pillow and NumPy release Python's lock.
     thread_map(

@@ -154,6 +154,8 @@ def print_results(results: dict[str, Any]) -> None:
         print(f"{name:17}{point['threshold']:7.4f}  {sensitivity:24}{specificity}")
     if localisation := results["localisation"]:
         game, energy = localisation["pointing_game"], localisation["energy_in_box"]
-        print(f"\nheat maps on {game['map']['n']} test images with fracture boxes")
+        print(f"\nheat maps: hottest pixel in a fracture box, {game['map']['n']} test images")
         for who in game:
-            print(f"{who:14}in a box {as_text(game[who]):24}  heat in boxes {as_text(energy[who])}")
+            print(f"{who:13}{as_text(game[who]):24}heat in boxes {as_text(energy[who])}")
+        for rate, found in localisation["froc"]["sensitivity"].items():
+            print(f"{rate:>4} false marks a film: {as_text(found)} of {found['n']} boxes found")

@@ -1,4 +1,4 @@
-"""Feature vectors on disk: appended once, found by the sha256 of the image's file."""
+"""Features or pixels on disk: appended once, found by the sha256 of the image's file."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from fracture.atomic import attach_path
 
 
 class FeatureCache:
-    """Feature vectors of one spec, found by the sha256 of the image's file.
+    """Vectors of one spec, found by the sha256 of the image's file.
 
     The file is a sequence of records of one size (checksum, sha256, vector) and is only appended
     to. A record that is torn or rotten fails its checksum and counts as absent: the image is
@@ -29,16 +29,19 @@ class FeatureCache:
         cache_dir: holds one folder for each spec, named by the hash of its key.
         key: what the vectors depend on besides the image, including `backbone`.
         width: numbers in a vector.
+        dtype: of the numbers, as NumPy writes it.
     """
 
-    def __init__(self, cache_dir: Path, key: Mapping[str, Any], width: int) -> None:
+    def __init__(
+        self, cache_dir: Path, key: Mapping[str, Any], width: int, dtype: str = "<f4"
+    ) -> None:
         self.key = json.dumps(key, indent=1)
         digest = hashlib.sha256(self.key.encode()).hexdigest()[:16]
         self.file = cache_dir / f"{key['backbone']}-{digest}" / "features.bin"
-        self.record = np.dtype([("crc32", "<u4"), ("sha256", "u1", 32), ("vector", "<f4", width)])
+        self.record = np.dtype([("crc32", "<u4"), ("sha256", "u1", 32), ("vector", dtype, width)])
 
     def append(self, digests: Sequence[str], vectors: np.ndarray) -> None:
-        """Keep (N, width) float32 vectors under N hexadecimal digests."""
+        """Keep (N, width) vectors under N hexadecimal digests."""
         records = np.zeros(len(digests), self.record)
         records["sha256"] = [list(bytes.fromhex(digest)) for digest in digests]
         records["vector"] = vectors
@@ -52,14 +55,15 @@ class FeatureCache:
             file.write(bytes(padding) + records.tobytes())
 
     def load(self) -> dict[str, np.ndarray]:
-        """Every intact vector by its digest: (width,) float32, views of one array in memory."""
+        """Every intact vector by its digest: (width,), views of the file mapped into memory."""
         count = self.file.stat().st_size // self.record.itemsize if self.file.exists() else 0
         if count == 0:
             return {}
-        records = np.fromfile(self.file, self.record, count)
-        intact = records[records["crc32"] == _checksums(records)]
-        digests = (digest.tobytes().hex() for digest in intact["sha256"])
-        return dict(zip(digests, intact["vector"], strict=True))
+        records = np.memmap(self.file, self.record, "r", shape=count)
+        vectors = np.asarray(records["vector"])
+        intact = np.flatnonzero(records["crc32"] == _checksums(records))
+        digests = (digest.tobytes().hex() for digest in records["sha256"][intact])
+        return dict(zip(digests, (vectors[i] for i in intact), strict=True))
 
 
 def _checksums(records: np.ndarray) -> list[int]:

@@ -1,4 +1,4 @@
-"""Each image through the frozen backbone once, and its features kept.
+"""Each image decoded or passed through a frozen network once, and the result kept.
 
 The backbone is frozen and the preprocessing has no randomness, so an image's features never change:
 20 epochs over stored features are the 20 epochs over images, not an approximation.
@@ -6,23 +6,25 @@ The backbone is frozen and the preprocessing has no randomness, so an image's fe
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from joblib import cpu_count  # honours a container's quota, unlike os.cpu_count
+from torch import nn
 from torch.nn.functional import pad
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from fracture.cli import InputError, escape_controls
-from fracture.config import Config
+from fracture.config import Config, Fit
+from fracture.data.images import PREPROCESSING_VERSION
 from fracture.data.manifest import Row
+from fracture.distributed import RANK, WORLD_SIZE, barrier
 from fracture.features.cache import FeatureCache
-from fracture.models.backbone import FeatureSpec, architecture, build_backbone
+from fracture.models.backbone import FeatureSpec
 
 if TYPE_CHECKING:  # torchvision takes a second to import, and a single film does not need it
     from fracture.data.split_folder import SplitFolder
@@ -31,19 +33,17 @@ if TYPE_CHECKING:  # torchvision takes a second to import, and a single film doe
 # the size. A CPU gains nothing from more; a GPU needs them to be busy.
 FEATURE_BATCH = {"cpu": 16, "cuda": 128}
 
-# Set by torchrun. The ranks only wait for each other: gloo does that on GPUs too.
-RANK, WORLD_SIZE = (int(os.environ.get(name, i)) for i, name in enumerate(("RANK", "WORLD_SIZE")))
-
 # Positions of the readable images, their outputs, and the reasons of the others by position.
 BatchResult = tuple[list[int], np.ndarray, dict[int, str]]
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The features of a train, val or test folder.
+    """The features, or the pixels, of a train, val or test folder.
 
     Attributes:
-        features: (N, width) float32, of the readable images.
+        features: (N, width) float32, of the readable images; (N, size, size) uint8 pixels from
+            `cached_images`.
         labels: (N,) int64 class indices.
         rows: the N rows of the manifest.
         unreadable: the rows of the other images, each with its reason.
@@ -53,6 +53,28 @@ class FeatureSet:
     labels: torch.Tensor
     rows: list[Row]
     unreadable: dict[Row, str]
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """Decoded images in place of features, for a network that is trained as a whole."""
+
+    image_size: int
+    fit: Fit
+
+    title = "decoding"  # of the pass
+    dtype = "u1"
+
+    @property
+    def width(self) -> int:
+        return self.image_size**2
+
+    def build(self, device: torch.device) -> nn.Module:
+        return nn.Flatten().to(device)
+
+    def cache_key(self) -> dict[str, Any]:
+        how = {"image_size": self.image_size, "fit": self.fit}
+        return {"backbone": "images", **how, "preprocessing": PREPROCESSING_VERSION}
 
 
 @dataclass(frozen=True)
@@ -121,24 +143,36 @@ def run_batches(
             bar.update(len(reasons))
 
 
-def cached_features(
-    folders: Sequence["SplitFolder"], spec: FeatureSpec, cache_dir: Path, compute: Compute
+def cached_images(
+    folders: Sequence["SplitFolder"], spec: ImageSpec, cache_dir: Path, compute: Compute
 ) -> list[FeatureSet]:
-    """The features of split folders; images that are not in the cache pass the backbone once.
+    """The pixels of split folders, (N, size, size) uint8; each image is decoded once, ever."""
+    sets = cached_features(folders, spec, cache_dir, replace(compute, device=torch.device("cpu")))
+    shape = (-1, spec.image_size, spec.image_size)
+    return [replace(images, features=images.features.view(shape)) for images in sets]
 
-    With everything in the cache, no image is opened and no backbone is built. Of several processes
+
+def cached_features(
+    folders: Sequence["SplitFolder"],
+    spec: FeatureSpec | ImageSpec,
+    cache_dir: Path,
+    compute: Compute,
+) -> list[FeatureSet]:
+    """The features of split folders; images that are not in the cache pass the network once.
+
+    With everything in the cache, no image is opened and no network is built. Of several processes
     that torchrun started, each passes and appends its own share.
 
     Args:
         folders: of train, val or test.
-        spec: the backbone, and how it sees an image.
+        spec: the network, and how it sees an image.
         cache_dir: of the feature cache.
-        compute: where the backbone runs.
+        compute: where the network runs.
 
     Raises:
         InputError: features are not finite, or a folder has no readable image of a class.
     """
-    cache = FeatureCache(cache_dir, spec.cache_key(), architecture(spec.backbone).width)
+    cache = FeatureCache(cache_dir, spec.cache_key(), spec.width, spec.dtype)
     rows = [row for folder in folders for row in folder.rows]
     position = {row.sha256: i for i, row in enumerate(rows)}  # one pass serves all copies of a file
     known = cache.load()
@@ -146,12 +180,12 @@ def cached_features(
     barrier()  # every rank has read the cache before one appends to it
     if RANK == 0:
         new = f"{len(missing):,} not in {cache.file.parent}"
-        print(f"features: {len(position):,} different images, {new}")
+        print(f"{spec.title}: {len(position):,} different images, {new}")
     if missing:
         digests = missing[RANK::WORLD_SIZE]
         images: Subset = Subset(ConcatDataset(folders), [position[digest] for digest in digests])
-        backbone = build_backbone(spec, compute.device)
-        batches = run_batches(backbone, images, spec.image_size, compute, pad_last=True)
+        network, size = spec.build(compute.device), spec.image_size
+        batches = run_batches(network, images, size, compute, spec.title, pad_last=True)
         for done, vectors, _ in batches:
             for i, vector in zip(done, vectors, strict=True):
                 if not np.isfinite(vector).all():
@@ -176,11 +210,3 @@ def _feature_set(folder: "SplitFolder", known: Mapping[str, np.ndarray]) -> Feat
     for row, reason in unreadable.items():
         print(f"left out, unreadable: {escape_controls(row.image)}: {reason}")
     return FeatureSet(features, labels, rows, unreadable)
-
-
-def barrier() -> None:
-    """Wait until every process that torchrun started gets here."""
-    if WORLD_SIZE > 1:
-        if not dist.is_initialized():
-            dist.init_process_group("gloo")
-        dist.barrier()

@@ -28,12 +28,15 @@ class Architecture:
         width: the length of its feature vector.
         feature_maps: (network, (N, 3, H, W) float images) to (N, width, h, w) feature maps.
         optimize: speeds up a network that has its weights; the features stay the same.
+        finer: the module of a network that puts out the last feature maps of twice the resolution;
+            a fracture map is finer with them.
     """
 
     build: Callable[[int], nn.Module]
     width: int
     feature_maps: Callable[[Any, torch.Tensor], torch.Tensor]
     optimize: Callable[[nn.Module], None] | None = None
+    finer: Callable[[Any], nn.Module] | None = None
 
 
 def architecture(name: str) -> Architecture:
@@ -60,7 +63,16 @@ def architecture(name: str) -> Architecture:
         del network._fc, network._dropout  # the head replaces both
         return network
 
-    return Architecture(build, width, EfficientNet.extract_features, fuse_batchnorm)
+    return Architecture(
+        build, width, EfficientNet.extract_features, fuse_batchnorm, _before_last_stride
+    )
+
+
+def _before_last_stride(network: Any) -> nn.Module:
+    """The last block of an EfficientNet whose maps have a stride of 16 pixels."""
+    blocks = [*network._blocks]
+    strided = [i for i, block in enumerate(blocks) if max(block._depthwise_conv.stride) > 1]
+    return blocks[strided[-1] - 1]
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,17 @@ class FeatureSpec:
     image_size: int
     fit: Fit
     precision: str
+
+    title = "features"  # of the pass
+    dtype = "<f4"
+
+    @property
+    def width(self) -> int:
+        return architecture(self.backbone).width
+
+    def build(self, device: torch.device) -> nn.Module:
+        """The network of the pass: (N, H, W) uint8 images to (N, width)."""
+        return build_backbone(self, device)
 
     def cache_key(self) -> dict[str, Any]:
         """The spec in plain values, without this machine's paths; equal for equal features."""
@@ -99,7 +122,7 @@ class Backbone(nn.Module):
     def __init__(self, spec: FeatureSpec) -> None:
         super().__init__()
         self.architecture = architecture(spec.backbone)
-        if spec.weights.path is None:
+        if spec.weights.source == "none":
             torch.manual_seed(int(spec.weights.identity.rsplit("=", 1)[1]))
         self.network = self.architecture.build(spec.image_size).eval()
         if path := spec.weights.path:
@@ -127,6 +150,22 @@ class Backbone(nn.Module):
         dtype = next(self.network.parameters()).dtype
         pixels = pixels.to(dtype, memory_format=torch.channels_last)
         return self.architecture.feature_maps(self.network, pixels).float()
+
+    def pyramid(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The feature maps, and before them those of twice the resolution if they are known."""
+        if self.architecture.finer is None:
+            return [self.feature_maps(images)]
+        found: list[torch.Tensor] = []
+
+        def keep(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            found.append(output.float())
+
+        hook = self.architecture.finer(self.network).register_forward_hook(keep)
+        try:
+            last = self.feature_maps(images)
+        finally:
+            hook.remove()
+        return [*found, last]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, H, W) uint8 grey levels to (N, width) float features (global average pooling)."""

@@ -1,7 +1,7 @@
 """A trained head with its backbone's spec: features in, probabilities and decisions out."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -9,9 +9,13 @@ from scipy.special import expit
 from torch import nn
 
 from fracture.cli import InputError, one_line
+from fracture.config import FinetuneConfig
 from fracture.models.backbone import FeatureSpec, architecture
-from fracture.models.head import build_head, linear_layer, log_odds, predict_logits
-from fracture.models.weights import find_weights
+from fracture.models.detector import Detector, DetectorSpec, image_scores, join_scores
+from fracture.models.head import build_head, log_odds, predict_logits
+from fracture.models.weights import Weights, find_weights
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class Classifier:
     thresholds: dict[str, float]
 
     @property
+    def has_marks(self) -> bool:
+        """Does the heat map say where fractures are? Else it says where evidence lies."""
+        return False
+
+    @property
     def column(self) -> str:
         return p_column(self.classes[0])
 
@@ -49,27 +58,49 @@ class Classifier:
     def decide(self, p_positive: float, operating_point: str) -> str:
         return self.classes[0 if p_positive >= self.thresholds[operating_point] else 1]
 
-    def cam(self, maps: torch.Tensor) -> torch.Tensor:
+    def explain(self, network: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Class activation maps (Zhou et al., CVPR 2016, eq. 2): where the evidence lies.
 
-        For a linear head on pooled features they equal Grad-CAM.
+        For a linear head on pooled features they equal Grad-CAM, and their mean is the image's own
+        log-odds.
 
         Args:
-            maps: (N, width, h, w) from `Backbone.feature_maps`.
+            network: from `spec.build`.
+            images: (N, H, W) uint8, on its device.
 
         Returns:
-            (N, h, w) float64 calibrated log-odds: those of an image that looked like this
-            everywhere. Their mean is the image's own.
-
-        Raises:
-            InputError: the head is not one linear layer.
+            The (N, width) features, and (N, h, w) float64 calibrated log-odds: those of an image
+            that looked like this everywhere.
         """
-        if (layer := linear_layer(self.head)) is None:
-            raise InputError("heat maps need a head of one linear layer")
-        weight, bias = layer.weight.to(maps.device), layer.bias.to(maps.device)
-        logits = (torch.einsum("ck,nkhw->nchw", weight, maps) + bias[:, None, None]).double()
-        positive = self.positive_index
-        return (logits[:, positive] - logits[:, 1 - positive]) / self.temperature
+        maps = network.feature_maps(images).cpu()
+        n, _, height, width = maps.shape
+        heat = self.log_odds(maps.permute(0, 2, 3, 1).flatten(0, 2)) / self.temperature
+        return maps.mean((2, 3)), torch.from_numpy(heat.reshape(n, height, width))
+
+
+@dataclass(frozen=True)
+class DetectorClassifier(Classifier):
+    """The same for a run of finetune.py, whose features are its network's outputs.
+
+    Attributes:
+        join: how validation joined the head's score with the map's.
+    """
+
+    spec: DetectorSpec
+    join: list[float]
+
+    @property
+    def has_marks(self) -> bool:
+        return self.spec.network.map is not None
+
+    def log_odds(self, features: torch.Tensor) -> np.ndarray:
+        scores = image_scores(features, self.positive_index)
+        return log_odds(join_scores(scores, self.join, self.positive_index), self.positive_index)
+
+    def explain(self, network: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs, and (N, h, w) log-odds that a fracture box touches a cell."""
+        outputs = network(images).cpu()
+        return outputs, outputs[:, 2:].unflatten(1, self.spec.network.map_shape)
 
 
 def p_column(positive: str) -> str:
@@ -78,7 +109,7 @@ def p_column(positive: str) -> str:
 
 
 def load_classifier(checkpoint: dict[str, Any], weights_file: str, precision: str) -> Classifier:
-    """Rebuild what train.py saved.
+    """Rebuild what train.py or finetune.py saved.
 
     Args:
         checkpoint: content of best.pt.
@@ -89,20 +120,34 @@ def load_classifier(checkpoint: dict[str, Any], weights_file: str, precision: st
         InputError: head, backbone's weights or preprocessing differ from those of the training.
     """
     then, settings, source = (checkpoint[key] for key in ("recipe", "settings", "weights"))
-    wanted = weights_file if source.startswith("file ") else settings["weights"]
-    weights = find_weights(then["backbone"], wanted, settings["seed"])
+    is_detector = checkpoint.get("script") == FinetuneConfig.script
+    if is_detector:  # the checkpoint holds all weights
+        weights = Weights(source, None, then["weights"])
+    else:
+        wanted = weights_file if source.startswith("file ") else settings["weights"]
+        weights = find_weights(then["backbone"], wanted, settings["seed"])
     spec = FeatureSpec(then["backbone"], weights, then["image_size"], then["fit"], precision)
     for name, now in spec.cache_key().items():
         if now != then[name] and name != "precision":
             hint = "pass the run's --weights FILE, or train again"
             raise InputError(f"the run was trained with {name} {then[name]}, not {now}; {hint}")
-    head = build_head(architecture(spec.backbone).width, dropout=0).eval()
+    index = checkpoint["classes"].index(checkpoint["positive_class"])
+    classes = checkpoint["classes"][index], checkpoint["classes"][1 - index]
+    chosen = classes, index, checkpoint["temperature"], checkpoint["thresholds"]
+    if is_detector:
+        has_map = settings["box_weight"] > 0
+        network = Detector(spec, index, settings["dropout"], has_map, settings["mirror"])
+        trained = DetectorSpec(**vars(spec), network=_load(network, checkpoint["head"]))
+        return DetectorClassifier(network.head, trained, *chosen, checkpoint["join"])
+    head = build_head(architecture(spec.backbone).width, dropout=0)
+    return Classifier(_load(head, checkpoint["head"]), spec, *chosen)
+
+
+def _load(module: AnyModule, weights: dict[str, Any]) -> AnyModule:
+    """The module in eval mode, with its trained weights."""
     try:
-        head.load_state_dict(checkpoint["head"])
+        module.load_state_dict(weights)
     except RuntimeError as error:
         reason = one_line(error)[:100]
         raise InputError(f"models/head.py makes another head than the run's: {reason}") from error
-    index = checkpoint["classes"].index(checkpoint["positive_class"])
-    classes = checkpoint["classes"][index], checkpoint["classes"][1 - index]
-    calibration = checkpoint["temperature"], checkpoint["thresholds"]
-    return Classifier(head, spec, classes, index, *calibration)
+    return module.requires_grad_(False).eval()

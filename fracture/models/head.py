@@ -28,16 +28,9 @@ class Dropout(nn.Module):
 def build_head(width: int, dropout: float) -> nn.Module:
     """A head for (N, width) features that returns (N, 2) logits.
 
-    Training, resuming and testing work with any module. Heat maps need the one linear layer: they
-    are its weights applied to the feature maps (`linear_layer`).
+    Training, resuming, testing and heat maps work with any module.
     """
     return nn.Sequential(OrderedDict(dropout=Dropout(dropout), linear=nn.Linear(width, 2)))
-
-
-def linear_layer(head: nn.Module) -> nn.Linear | None:
-    """The head's linear layer if it is all that the head learns, else None."""
-    layers = [module for module in head.modules() if [*module.parameters(recurse=False)]]
-    return layers[0] if len(layers) == 1 and isinstance(layers[0], nn.Linear) else None
 
 
 @torch.inference_mode()

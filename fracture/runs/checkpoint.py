@@ -19,12 +19,14 @@ if TYPE_CHECKING:  # torchvision takes a second to import, and a single film doe
 
 # Settings that may change when a run is resumed: they do not change its results.
 MUTABLE_ON_RESUME = {"data_md5", "workers", "wandb_mode", "wandb_project"}
+Stateful = nn.Module | torch.optim.Optimizer | torch.optim.lr_scheduler.LRScheduler
 REQUIRED_KEYS = {"settings", "recipe", "classes", "positive_class", "epoch", "head", "best"}
 
 
 def provenance(config: Config, spec: FeatureSpec, folder: "SplitFolder") -> dict[str, Any]:
     """What a run's results depend on, in plain values; all its checkpoints hold it."""
     return {
+        "script": config.script,
         "settings": shareable(asdict(config)),
         "weights": spec.weights.source,
         "recipe": spec.cache_key(),
@@ -80,9 +82,13 @@ def check_provenance(folder: Path, then: dict[str, Any], now: dict[str, Any]) ->
 
 
 def load_training_state(
-    state: dict[str, Any], head: nn.Module, optimizer: torch.optim.Optimizer, folder: Path
+    state: dict[str, Any],
+    head: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    others: dict[str, Stateful],
+    folder: Path,
 ) -> None:
-    """Load a run's last.pt into its head and optimizer.
+    """Load a run's last.pt into its head, its optimizer and its other parts by name.
 
     Raises:
         InputError: it was written by another head or optimizer.
@@ -93,6 +99,8 @@ def load_training_state(
         if [group.keys() for group in saved["param_groups"]] != options:
             raise ValueError("another optimizer has written it")
         optimizer.load_state_dict(saved)
-    except (RuntimeError, ValueError) as error:
+        for name, part in others.items():
+            part.load_state_dict(state[name])
+    except (KeyError, RuntimeError, ValueError) as error:
         reason = one_line(error)[:120]
         raise InputError(f"{folder / 'last.pt'}: {reason}; undo the edit, or train anew") from error

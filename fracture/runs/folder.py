@@ -18,6 +18,7 @@ from torch import nn
 from fracture.atomic import atomic_write, lock
 from fracture.cli import InputError, one_line
 from fracture.config import RUNS, Config, read_config, shareable
+from fracture.distributed import RANK
 from fracture.runs import checkpoint
 from fracture.runs.tracking import pick_mode, tracking
 from fracture.training import selection_key
@@ -44,19 +45,25 @@ class Run:
     """
 
     def __init__(self, config: Config, resume: str | None, provenance: dict[str, Any]) -> None:
-        self.config, self.provenance = config, provenance
+        self.config, self.provenance, self.has_header = config, provenance, False
+        self.state: dict[str, Any]
+        if RANK > 0:  # torchrun's other processes train along, and write nothing
+            self.stack, self.history = ExitStack(), []
+            self.folder = find_run(resume) if resume else RUNS
+            self.state = self._saved_state() if resume else {"epoch": 0}
+            return
         mode = pick_mode(config.wandb_mode)
         self.folder = find_run(resume) if resume else new_folder(config)
         busy = f"{self.folder}: another process is training this run"
         with ExitStack() as stack:  # releases the lock if the run is refused
             stack.callback(lock(self.folder / ".lock", busy).release)
-            self.state: dict[str, Any] = self._saved_state() if resume else {"epoch": 0}
+            self.state = self._saved_state() if resume else {"epoch": 0}
             self.history = read_history(self.folder)[: self.state["epoch"]]
             self.best: dict[str, Any] = self.state.get("best", {})
             if resume:
                 print(f"resumed after epoch {self.state['epoch']} of {config.epochs}")
             print(f"run in {self.folder}")
-            print(f"if it is interrupted: python train.py --resume {self.folder.name}")
+            print(f"if it is interrupted: python {config.script} --resume {self.folder.name}")
             logged = tracking(mode, config.wandb_project, self.folder, provenance["settings"])
             self.wandb = stack.enter_context(logged)
             self.stack = stack.pop_all()
@@ -76,19 +83,31 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, *details: Any) -> None:
         self.stack.__exit__(kind, *details)
+        if RANK > 0:
+            return
         if kind is None:
             set_latest(self.folder)
+            values = [f"{_title(name)} {value:.4f}" for name, value in self.best.items()]
+            print(f"\nbest epoch {self.best['epoch']}: {', '.join(values[2:])}")
+            print("next: python infer.py")
         elif issubclass(kind, Exception) and not self.history:
             shutil.rmtree(self.folder)
 
-    def load_state(self, head: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Put the head and optimizer of a resumed run back as they were; no change in a new run."""
+    def load_state(
+        self, head: nn.Module, optimizer: torch.optim.Optimizer, **others: checkpoint.Stateful
+    ) -> None:
+        """Put everything of a resumed run back as it was; no change in a new run.
+
+        Args:
+            head: what best.pt is to hold.
+            optimizer: of any kind.
+            others: whatever else an epoch changes, by name.
+        """
         if self.state["epoch"]:
-            checkpoint.load_training_state(self.state, head, optimizer, self.folder)
+            checkpoint.load_training_state(self.state, head, optimizer, others, self.folder)
 
     def epochs(self) -> Iterator[int]:
-        """The epochs that are left, under a header for their lines."""
-        print(f"\n{'epoch':>5}{'train loss':>12}{'val loss':>10}{'val accuracy':>14}")
+        """The epochs that are left."""
         yield from range(self.state["epoch"] + 1, self.config.epochs + 1)
 
     def save_epoch(
@@ -97,15 +116,19 @@ class Run:
         head: nn.Module,
         optimizer: torch.optim.Optimizer,
         calibration: dict[str, Any],
+        **others: checkpoint.Stateful,
     ) -> None:
         """Save and log an epoch; the best one so far also becomes best.pt.
 
         Args:
-            metrics: epoch, train_loss, val_loss and val_accuracy.
+            metrics: epoch, train_loss, and those of `validate`.
             head: as trained.
             optimizer: its state is saved as it is.
             calibration: temperature and thresholds, chosen on validation.
+            others: as for `load_state`.
         """
+        if RANK > 0:
+            return
         keys = [selection_key(m, self.config.select_by) for m in (metrics, self.best) if m]
         is_best = len(keys) == 1 or keys[0] > keys[1]
         self.best = metrics if is_best else self.best
@@ -117,14 +140,27 @@ class Run:
         with atomic_write(self.folder / "history.jsonl") as new:
             new.write_text("".join(json.dumps(epoch) + "\n" for epoch in self.history))
         # Last: whatever last.pt has reached is on disk, and a resumed run goes on from there.
-        content |= {"optimizer": optimizer.state_dict()}
+        others["optimizer"] = optimizer
+        content |= {name: part.state_dict() for name, part in others.items()}
         checkpoint.save_checkpoint(self.folder / "last.pt", content)
-        epoch, train_loss, val_loss, val_accuracy = metrics.values()
-        mark = "  best" if is_best else ""
-        print(f"{epoch:5}{train_loss:12.4f}{val_loss:10.4f}{val_accuracy:14.4f}{mark}")
+        self._print_epoch(metrics, is_best)
         with suppress(ConnectionError):  # wandb's own process has died; `tracking` says so
-            self.wandb.log(metrics, step=int(epoch))
+            self.wandb.log(metrics, step=int(metrics["epoch"]))
             self.wandb.summary.update({f"best_{name}": value for name, value in self.best.items()})
+
+    def _print_epoch(self, metrics: dict[str, float], is_best: bool) -> None:
+        """A line of the table of epochs; the first line of this process gets a header."""
+        titles = [_title(name) for name in metrics if name != "epoch"]
+        if not self.has_header:
+            print("\nepoch" + "".join(f"  {title}" for title in titles))
+        self.has_header = True
+        epoch, *values = metrics.values()
+        cells = [f"{v:{len(title) + 2}.4f}" for v, title in zip(values, titles, strict=True)]
+        print(f"{epoch:5}{''.join(cells)}{'  best' if is_best else ''}")
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def new_folder(config: Config) -> Path:

@@ -5,10 +5,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fracture.cli import InputError
+from fracture.cli import InputError, one_line
 from fracture.config import Config, read_config
 from fracture.data.manifest import FILE_NAME, read_manifest
 from fracture.models.classifier import Classifier, load_classifier
+from fracture.models.detector import Detector
 from fracture.runs.checkpoint import load_checkpoint
 from fracture.runs.folder import find_run
 from fracture.runs.tracking import pick_mode
@@ -90,3 +91,21 @@ def load_trained(config: Config, precision: str) -> TrainedRun:
     name = f"{classifier.spec.backbone}, {weights} weights"
     print(f"run {folder.name}, epoch {checkpoint['epoch']}: {name}")
     return TrainedRun(folder, checkpoint, settings, classifier)
+
+
+def start_from(name: str, network: Detector) -> None:
+    """Give a network the weights of a run: all of them, or the head's if it trained no others.
+
+    Raises:
+        InputError: there is no such run, or its network is another.
+    """
+    file = find_run(name) / "best.pt"
+    checkpoint = load_checkpoint(file)
+    part = network if checkpoint.get("script") == "finetune.py" else network.head
+    try:
+        if checkpoint["recipe"]["backbone"] != network.spec.backbone:
+            raise ValueError(f"its backbone is {checkpoint['recipe']['backbone']}")
+        part.load_state_dict(checkpoint["head"])
+    except (RuntimeError, ValueError) as error:
+        reason = one_line(error)[:100]
+        raise InputError(f"--init: {file} holds another network: {reason}") from error

@@ -12,7 +12,7 @@ from fracture.data.splitting import make_splits, scan_dataset, write_splits
 
 
 def settings(*argv: str) -> Config:
-    return parse_settings(settings_parser(), [*argv])[0]
+    return parse_settings(Config, settings_parser(Config), [*argv])[0]
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

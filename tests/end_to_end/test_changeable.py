@@ -53,7 +53,8 @@ def run_copy(folder: Path, arguments: list[str]) -> None:
 def test_an_edit_in_one_place_will_do(diff: str, trained_project: Path, tmp_path: Path) -> None:
     for path in (*ROOT.glob("*.py"), ROOT / "config.yaml"):
         shutil.copy(path, tmp_path)
-    shutil.copytree(ROOT / "fracture", tmp_path / "fracture")
+    for folder in ("fracture", "recipes"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     subprocess.run(["git", "apply", "-"], input=diff, cwd=tmp_path, text=True, check=True)
     arguments = [f"--split_dir={trained_project}/data/split", "--epochs=4"]
     arguments += RESNET if diff == BACKBONE else LITE
@@ -66,5 +67,4 @@ def test_an_edit_in_one_place_will_do(diff: str, trained_project: Path, tmp_path
     assert process.exitcode == 0, output
     assert "resumed after epoch 2 of 4" in output
     assert (runs / "cut/history.jsonl").read_text() == (runs / "whole/history.jsonl").read_text()
-    assert ("heat maps need" in output) == (diff == HEAD)
-    assert ("data:image/jpeg" in (runs / "cut/test/report.html").read_text()) == (diff != HEAD)
+    assert "data:image/jpeg" in (runs / "cut/test/report.html").read_text()

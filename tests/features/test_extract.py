@@ -20,6 +20,7 @@ from fracture.data.images import PREPROCESSING_VERSION, ImageFiles, load_or_expl
 from fracture.data.split_folder import SplitFolder
 from fracture.features import extract
 from fracture.features.extract import Compute, FeatureSet, cached_features
+from fracture.models import backbone
 from fracture.models.backbone import Backbone, FeatureSpec, build_backbone
 from fracture.models.head import build_head
 from fracture.models.weights import find_weights
@@ -81,7 +82,7 @@ def test_an_interrupted_pass_goes_on_with_any_workers_and_ends_in_the_same_bits(
     parts += cached_features(twice, SPEC, tmp_path / "parts", CPU)
     assert passed == [1]
     monkeypatch.setattr(SplitFolder, "__getitem__", refuse)
-    monkeypatch.setattr(extract, "build_backbone", refuse)
+    monkeypatch.setattr(backbone, "build_backbone", refuse)
     parts += cached_features(twice, SPEC, tmp_path / "parts", CPU)
     assert all(torch.equal(whole.features, part.features) for part in parts)
 
@@ -158,13 +159,13 @@ def test_training_on_cached_features_is_the_textbook_loop_over_images(
     folder.size, heads = 224, []
     images = torch.stack([folder[i][0] for i in range(8)])
     cached = cached_features([folder], spec, tmp_path, CPU)[0]
-    backbone = build_backbone(spec, CPU.device)
-    before = {key: value.clone() for key, value in backbone.state_dict().items()}
-    for inputs, network in ((cached.features, torch.nn.Identity()), (images, backbone)):
+    network = build_backbone(spec, CPU.device)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    for inputs, body in ((cached.features, torch.nn.Identity()), (images, network)):
         torch.manual_seed(7)
         heads.append(build_head(2304, 0.5))
         start = torch.cat([p.flatten() for p in heads[-1].parameters()])
-        classifier = torch.nn.Sequential(network, heads[-1])
+        classifier = torch.nn.Sequential(body, heads[-1])
         optimizer = torch.optim.Adam(heads[-1].parameters(), lr=0.001)
         for epoch in (1, 2):
             torch.manual_seed(epoch)
@@ -173,7 +174,7 @@ def test_training_on_cached_features_is_the_textbook_loop_over_images(
     ours, theirs = (torch.cat([p.flatten() for p in head.parameters()]) for head in heads)
     assert (ours - start).abs().max() > 1e-3
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
 def test_what_a_vector_is_changes_only_with_the_preprocessing_version(tmp_path: Path) -> None:

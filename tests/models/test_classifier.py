@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,12 +58,16 @@ def test_a_run_decides_by_its_own_preprocessing_calibration_and_positive_class(
 
 def test_the_mean_of_a_class_activation_map_is_the_images_log_odds(checkpoint: Checkpoint) -> None:
     classifier, maps = load_classifier(checkpoint, "own.pth", "float32"), torch.randn(3, 1280, 4, 5)
-    cam, log_odds = classifier.cam(maps), classifier.log_odds(maps.mean((2, 3))) / 2
-    assert cam.shape == (3, 4, 5)
-    np.testing.assert_allclose(cam.mean((1, 2)).detach(), log_odds, rtol=1e-4, atol=1e-5)
+    backbone = SimpleNamespace(feature_maps=lambda images: maps[images])
+    features, heat = classifier.explain(backbone, torch.arange(3))
+    log_odds = classifier.log_odds(maps.mean((2, 3))) / 2
+    assert torch.equal(features, maps.mean((2, 3)))
+    assert heat.shape == (3, 4, 5)
+    np.testing.assert_allclose(heat.mean((1, 2)), log_odds, rtol=1e-4, atol=1e-5)
     mlp = nn.Sequential(nn.Linear(1280, 3), nn.ReLU(), nn.Linear(3, 2))
-    with pytest.raises(InputError, match=r"^heat maps need a head of one linear layer$"):
-        replace(classifier, head=mlp).cam(maps)
+    other = replace(classifier, head=mlp)
+    _, heat = other.explain(backbone, torch.arange(3))
+    assert heat[1, 2, 3] == pytest.approx(other.log_odds(maps[1, :, 2, 3][None])[0] / 2, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,159 @@
+"""Train the whole network, and a map of where the fractures are; keep the best epoch.
+
+    python finetune.py                     # EfficientNet-Lite0, 320 pixels, FracAtlas' boxes
+    python finetune.py --init RUN          # start from a run of train.py or finetune.py
+    python finetune.py --box_weight 0      # without boxes: the classes alone
+    python finetune.py --resume NAME       # go on with an interrupted run
+    torchrun --nproc_per_node 4 finetune.py
+
+Beyond the published protocol, which is train.py. Each film is decoded once and kept as pixels; the
+epochs change it at random, in batches on the device. An average of the weights is judged on
+validation, where everything is chosen, and kept in runs/NAME/best.pt for infer.py.
+
+The settings that differ from config.yaml are in recipes/finetune.yaml.
+"""
+
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from fracture.cli import run_script
+from fracture.config import FinetuneConfig, parse_settings, settings_parser
+
+
+def arguments(argv: Sequence[str] | None = None) -> tuple[FinetuneConfig, Namespace]:
+    parser = settings_parser(FinetuneConfig, __doc__, "[--resume RUN] ")
+    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run")
+    return parse_settings(FinetuneConfig, parser, argv)
+
+
+if __name__ == "__main__":
+    run_script(arguments)  # --help and mistyped settings answer before torch is imported
+
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import LambdaLR
+
+from fracture.data.batches import image_batches
+from fracture.data.boxes import fracture_masks
+from fracture.data.split_folder import open_split
+from fracture.distributed import average_gradients
+from fracture.evaluation.metrics import calibrate, fit_join
+from fracture.features.extract import ImageSpec, cached_images, pick_compute
+from fracture.models.backbone import FeatureSpec
+from fracture.models.detector import HEAD_ALONE, Detector, join_scores, predict_scores
+from fracture.models.weights import find_weights
+from fracture.runs.checkpoint import provenance
+from fracture.runs.folder import Run
+from fracture.runs.trained import start_from
+from fracture.training import Loss, train_epoch, validate
+
+
+def build_loss(config: FinetuneConfig) -> Loss:
+    """From outputs and targets, one row an image: the class's loss and that of the map's cells."""
+
+    def loss_function(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        labels, cells = targets[:, 0].long(), targets[:, 1:]
+        loss = cross_entropy(outputs[:, :2], labels, label_smoothing=config.label_smoothing)
+        weight = torch.where(cells == 1, config.cell_weight, 1.0) * ~cells.isnan()
+        map_loss = binary_cross_entropy_with_logits(outputs[:, 2:], cells.nan_to_num(), weight)
+        return loss + config.box_weight * map_loss
+
+    return loss_function
+
+
+def build_optimizer(network: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:
+    """AdamW; biases are not decayed."""
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    groups: list[dict] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: FinetuneConfig, n: int) -> LambdaLR:
+    """The learning rate rises along a line, then falls to 0 along a cosine."""
+    steps = config.epochs * math.ceil(n / config.batch_size)
+    rise = config.warmup * steps
+
+    def share(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2
+
+    return LambdaLR(optimizer, share)
+
+
+def add_to_step(
+    optimizer: torch.optim.Optimizer,
+    network: nn.Module,
+    average: nn.Module,
+    schedule: LambdaLR,
+    config: FinetuneConfig,
+) -> None:
+    """Clip before each step; move the learning rate and the averaged weights after it.
+
+    As hooks of the optimizer, so that the epoch itself is the one of train.py.
+    """
+    pairs = [*zip(average.parameters(), network.parameters(), strict=True)]
+
+    def clip(*_: object) -> None:
+        clip_grad_norm_([weight for _, weight in pairs], config.clip)
+
+    @torch.no_grad()
+    def follow(*_: object) -> None:
+        schedule.step()
+        for mean, weight in pairs:
+            mean.lerp_(weight, 1 - config.ema)
+
+    optimizer.register_step_pre_hook(clip)
+    optimizer.register_step_post_hook(follow)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config, options = arguments(argv)
+    # Validate inputs before slow work.
+    compute = pick_compute(config)
+    folders = open_split(config, "train", "val")
+    positive = folders[0].classes.index(config.positive_class)
+    weights = find_weights(config.backbone, config.weights, config.seed)
+    spec = FeatureSpec(config.backbone, weights, config.image_size, config.fit, compute.precision)
+    torch.manual_seed(config.seed)
+    has_map = config.box_weight > 0
+    network = Detector(spec, positive, config.dropout, has_map, config.mirror).to(compute.device)
+    if config.init:
+        start_from(config.init, network)
+    average = deepcopy(network)
+
+    with Run(config, options.resume, provenance(config, spec, folders[0])) as run:
+        pixels = ImageSpec(config.image_size, config.fit)
+        train, val = cached_images(folders, pixels, Path(config.cache_dir), compute)
+        masks = fracture_masks(train.rows, folders[0].split_dir, config)
+        films = train.features, train.labels, masks
+        loss_function, optimizer = build_loss(config), build_optimizer(network, config)
+        schedule = build_schedule(optimizer, config, len(train.labels))
+        others: dict[str, Any] = {"network": network, "schedule": schedule}
+        run.load_state(average, optimizer, **others)
+        add_to_step(optimizer, network, average, schedule, config)
+        parallel = average_gradients(network)
+        for epoch in run.epochs():
+            # Seeded anew, so that an epoch's augmentation does not depend on those before it.
+            torch.manual_seed(config.seed + epoch)
+            batches = image_batches(films, network.map_shape, config, compute.device, epoch)
+            train_loss = train_epoch(parallel, batches, loss_function, optimizer)
+            scores = predict_scores(average, val.features)
+            join = fit_join(val.labels == positive, scores) if has_map else HEAD_ALONE
+            logits = join_scores(scores, join, positive)
+            metrics = {"epoch": epoch, "train_loss": train_loss}
+            metrics |= validate(logits, val.labels, cross_entropy)
+            chosen = calibrate(logits, val.labels, positive) | {"join": join}
+            run.save_epoch(metrics, average, optimizer, chosen, **others)
+
+
+if __name__ == "__main__":
+    run_script(main)

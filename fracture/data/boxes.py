@@ -1,0 +1,116 @@
+"""Fracture boxes: FracAtlas' own file of them, and where they lie on an image's square."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fracture.cli import InputError, one_line
+from fracture.config import FinetuneConfig, Fit
+from fracture.data.manifest import Row, source_of
+
+FILE = "Annotations/COCO JSON/COCO_fracture_masks.json"
+UNKNOWN = 255  # in a mask: where the fracture lies is not known
+
+Box = tuple[float, ...]  # left, top, right, bottom as shares of width and height
+
+
+@dataclass(frozen=True)
+class FilmBoxes:
+    """A film's fracture boxes, and its width and height in pixels."""
+
+    size: tuple[int, int]
+    boxes: list[Box] = field(default_factory=list)
+
+
+def read_boxes(data_root: Path) -> dict[str, FilmBoxes]:
+    """The boxes of each film that has some, by file name; empty if the data set has no boxes.
+
+    Raises:
+        InputError: the file is there, but is not FracAtlas' own, or a box lies outside its film.
+    """
+    file = Path(str(data_root).removesuffix(".zip"), FILE)  # a zip is unpacked beside itself
+    films: dict[str, FilmBoxes] = {}
+    if not file.is_file():
+        return films
+    try:
+        coco = json.loads(file.read_text())
+        images = {image["id"]: image for image in coco["images"]}
+        for annotation in coco["annotations"]:
+            image, (left, top, width, height) = images[annotation["image_id"]], annotation["bbox"]
+            w, h = image["width"], image["height"]  # of the original film, which may be larger
+            box = (left / w, top / h, (left + width) / w, (top + height) / h)
+            if not (-0.01 < box[0] < box[2] < 1.01 and -0.01 < box[1] < box[3] < 1.01):
+                raise ValueError(f"{image['file_name']} has a box outside the film")
+            films.setdefault(image["file_name"], FilmBoxes((w, h))).boxes.append(box)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: damaged ({one_line(error)}); mend or remove it") from error
+    return films
+
+
+def write_boxes(data_root: Path, films: dict[str, FilmBoxes]) -> None:
+    """Write what `read_boxes` reads."""
+    images, annotations = [], []
+    for i, (name, film) in enumerate(films.items()):
+        width, height = film.size
+        images.append({"id": i, "file_name": name, "width": width, "height": height})
+        for left, top, right, low in film.boxes:
+            box = left * width, top * height, (right - left) * width, (low - top) * height
+            annotations.append({"image_id": i, "bbox": box})
+    file = data_root / FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"images": images, "annotations": annotations}))
+
+
+def fracture_masks(rows: list[Row], split_dir: Path, config: FinetuneConfig) -> torch.Tensor:
+    """Where the fractures of training films lie, for `image_batches`.
+
+    Args:
+        rows: of the films.
+        split_dir: of their split.
+        config: image size, fit, positive class and the weight of the boxes.
+
+    Returns:
+        (N, m, m) uint8 with a cell for each 4 x 4 pixels: 1 where a box touches it, else 0;
+        `UNKNOWN` all over a positive film without a box.
+
+    Raises:
+        InputError: no film has a box, but boxes have a weight.
+    """
+    root, cells = source_of(split_dir), config.image_size // 4
+    known = read_boxes(root) if config.box_weight else {}
+    masks = torch.zeros(len(rows), cells, cells, dtype=torch.uint8)
+    for mask, row in zip(masks, rows, strict=True):
+        if row.label == config.positive_class:
+            film = known.get(Path(row.image).name)
+            mask[:] = box_mask(film, config.fit, cells) if film else UNKNOWN
+    if config.box_weight and not (masks == 1).any():
+        raise InputError(f"{root}: no boxes of the training films in {FILE}; pass --box_weight 0")
+    return masks
+
+
+def film_share(size: tuple[int, int], fit: Fit) -> np.ndarray:
+    """The (2,) shares of an image's square that the film takes up, from its middle outwards."""
+    return np.array(size) / max(size) if fit == "letterbox" else np.ones(2)
+
+
+def to_square(box: Box, size: tuple[int, int], fit: Fit) -> Box:
+    """A box in shares of a film of (width, height), as shares of the image's square."""
+    return tuple(((np.reshape(box, (2, 2)) - 0.5) * film_share(size, fit) + 0.5).ravel().tolist())
+
+
+def to_film(box: Box, size: tuple[int, int], fit: Fit) -> Box:
+    """The inverse of `to_square`, cut off at the film's edges."""
+    corners = (np.reshape(box, (2, 2)) - 0.5) / film_share(size, fit) + 0.5
+    return tuple(corners.clip(0, 1).ravel().tolist())
+
+
+def box_mask(film: FilmBoxes, fit: Fit, cells: int) -> torch.Tensor:
+    """(cells, cells) uint8 of an image's square: 1 for each cell that a box touches, else 0."""
+    mask = torch.zeros(cells, cells, dtype=torch.uint8)
+    for box in film.boxes:
+        left, top, right, low = np.clip(to_square(box, film.size, fit), 0, 1) * cells
+        mask[int(top) : int(np.ceil(low)), int(left) : int(np.ceil(right))] = 1
+    return mask
