@@ -15,7 +15,7 @@ from fracture.data.manifest import read_manifest, write_manifest
 from fracture.evaluation import test_set
 from fracture.features.extract import FeatureSet
 from tests.conftest import LITE
-from tests.evaluation.conftest import CLASSES, JUDGE, Capture, image_set
+from tests.evaluation.conftest import CLASSES, JUDGE, image_set
 
 
 def test_test_labels_choose_nothing(results: dict) -> None:
@@ -86,12 +86,3 @@ def test_the_table_of_predictions(images: FeatureSet, tmp_path: Path) -> None:
     assert lines[0] == "image,group,label,p_fractured,predicted,note"
     assert lines[-2] == f"{row.image},{row.group},{row.label},{p:.8f},{CLASSES[int(p < 0.5)]},"
     assert lines[-1] == f'"images/bad \xff,.jpg",{row.group},{row.label},,,unreadable: cut off'
-
-
-def test_the_results_are_printed_in_80_columns(results: dict, capsys: Capture) -> None:
-    """But for the lines of two intervals, of a baseline or of heat maps."""
-    infer.main(["--run", "first"])
-    out = capsys.readouterr().out
-    assert [line for line in out.splitlines() if len(line) > 80 and ", ROC-AUC" not in line] == []
-    for name, title in test_set.TITLES.items():
-        assert f"\n{title:28}{test_set.as_text(results[name])}" in out

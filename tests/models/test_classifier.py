@@ -1,20 +1,18 @@
 """A trained head judges as it was trained to, and with no other backbone."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from scipy.special import expit, logit
-from torch import nn
 
 from fracture.cli import InputError
 from fracture.models.backbone import FeatureSpec
 from fracture.models.classifier import load_classifier
 from fracture.models.head import build_head
 from fracture.models.weights import find_weights
+from tests.conftest import Patch
 
 LITE0 = "efficientnet-lite0"
 
@@ -23,7 +21,7 @@ Checkpoint = dict[str, Any]
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
+def checkpoint(tmp_path: Path, monkeypatch: Patch) -> Checkpoint:
     """Content of best.pt after a training on weights from own.pth."""
     monkeypatch.chdir(tmp_path)
     Path("own.pth").write_bytes(b"weights")
@@ -53,16 +51,6 @@ def test_a_run_decides_by_its_own_preprocessing_calibration_and_positive_class(
     assert classifier.decide(p, "protocol") == "Fractured"
     assert classifier.decide(0.3, "youden") == classifier.classes[0] == positive
     assert classifier.column == f"p_{positive.lower()}"
-
-
-def test_the_mean_of_a_class_activation_map_is_the_images_log_odds(checkpoint: Checkpoint) -> None:
-    classifier, maps = load_classifier(checkpoint, "own.pth", "float32"), torch.randn(3, 1280, 4, 5)
-    cam, log_odds = classifier.cam(maps), classifier.log_odds(maps.mean((2, 3))) / 2
-    assert cam.shape == (3, 4, 5)
-    np.testing.assert_allclose(cam.mean((1, 2)).detach(), log_odds, rtol=1e-4, atol=1e-5)
-    mlp = nn.Sequential(nn.Linear(1280, 3), nn.ReLU(), nn.Linear(3, 2))
-    with pytest.raises(InputError, match=r"^heat maps need a head of one linear layer$"):
-        replace(classifier, head=mlp).cam(maps)
 
 
 @pytest.mark.parametrize(
