@@ -1,6 +1,7 @@
 """Files and folders that are never half there."""
 
 import errno
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -57,8 +58,14 @@ def test_a_kill_within_a_replacement_loses_neither_folder(tmp_path: Path, rename
     assert files_in(tmp_path) == {"test/new" if renames == 2 else "test/old": b""}
 
 
+def build(target: Path) -> None:
+    with staging_dir(target):
+        pass
+
+
 def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> None:
-    for _ in range(2):
+    with ProcessPoolExecutor(1) as other:
         with staging_dir(target := tmp_path / "split"), pytest.raises(InputError, match="another"):
-            staging_dir(target).__enter__()
-        assert not [*tmp_path.iterdir()]
+            other.submit(build, target).result()
+        other.submit(build, target).result()
+    assert not [*tmp_path.iterdir()]
