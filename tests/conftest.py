@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,8 @@ from fracture.models.backbone import architecture
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = Path(os.environ.get("FRACATLAS", ROOT.parent / "shared" / "FracAtlas"))
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
 LITE = ("--backbone", "efficientnet-lite0")
 
 # How often the tests of kills and bit flips repeat; with more than one, all slow tests run too.
@@ -95,7 +98,7 @@ def trained_project(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture
-def project(trained_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(trained_project: Path, monkeypatch: Patch) -> Path:
     """The trained project as the current folder."""
     monkeypatch.chdir(trained_project)
     return trained_project
@@ -150,22 +153,28 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-@pytest.fixture(scope="session")
-def b6_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """EfficientNet-B6 with RANDOM weights, as a file that the setting `weights` takes.
+@torch.no_grad()
+def random_network(name: str, pixels: torch.Tensor, path: Path) -> Any:
+    """A network of the library's with random weights, which are saved too.
 
-    Its BatchNorm statistics come from one train-mode pass: with their initial values the
-    activations of a random network die out on the way.
+    Its BatchNorm statistics come from one train-mode pass of the pixels: with their initial values
+    the activations of a random network die out on the way.
     """
     torch.manual_seed(0)
-    network = architecture("efficientnet-b6").build(224)
+    network: Any = architecture(name).build(pixels.shape[-1])
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the statistics of the pass, not a moving average
-    with torch.no_grad():
-        network.train().extract_features(torch.randn(8, 3, 224, 224))  # type: ignore[operator]
-    path = tmp_path_factory.mktemp("weights") / "random-b6.pth"
+    network.train().extract_features(pixels)
     torch.save(network.state_dict(), path)
+    return network.eval()
+
+
+@pytest.fixture(scope="session")
+def b6_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """EfficientNet-B6 with RANDOM weights, as a file that the setting `weights` takes."""
+    path = tmp_path_factory.mktemp("weights") / "random-b6.pth"
+    random_network("efficientnet-b6", torch.randn(8, 3, 224, 224), path)
     return path
 
 

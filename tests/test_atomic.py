@@ -1,8 +1,7 @@
 """Files and folders that are never half there."""
 
 import errno
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,13 +9,8 @@ import pytest
 
 from fracture.atomic import atomic_write, publish, staging_dir
 from fracture.cli import InputError
-from tests.conftest import ROOT, files_in
+from tests.conftest import files_in
 
-HOLDER = """
-import sys, time, pathlib, fracture.atomic as atomic
-with atomic.staging_dir(pathlib.Path(sys.argv[1])) as stage:
-    print((stage / "half").touch(), flush=True), time.sleep(60)
-"""
 ERRORS = [None, OSError(errno.ENOSPC, "full"), KeyboardInterrupt()]
 
 
@@ -64,14 +58,14 @@ def test_a_kill_within_a_replacement_loses_neither_folder(tmp_path: Path, rename
     assert files_in(tmp_path) == {"test/new" if renames == 2 else "test/old": b""}
 
 
-def test_a_second_process_is_refused_until_the_first_ends_even_by_a_kill(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLDER, str(tmp_path / "split")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout
-        holder.stdout.readline()
-        with pytest.raises(InputError, match="another process is making it; wait"):
-            staging_dir(tmp_path / "split").__enter__()
-        holder.kill()
-    with staging_dir(tmp_path / "split") as stage:
-        assert not [*stage.iterdir()]
+def build(target: Path) -> None:
+    with staging_dir(target):
+        pass
+
+
+def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(1) as other:
+        with staging_dir(target := tmp_path / "split"), pytest.raises(InputError, match="another"):
+            other.submit(build, target).result()
+        other.submit(build, target).result()
     assert not [*tmp_path.iterdir()]

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from fracture.cli import InputError, escape_controls, one_line, run_script
+from tests.conftest import Capture, Patch
 
 MEMORY = "short of memory"
 
 
 @pytest.fixture(autouse=True)
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def script(monkeypatch: Patch) -> Iterator[None]:
     """The process is called train.py, and gets its signal handlers back."""
     monkeypatch.setattr(sys, "argv", ["/somewhere/train.py"])
     handlers = {sent: signal.getsignal(sent) for sent in (signal.SIGINT, signal.SIGTERM)}
@@ -40,7 +41,7 @@ def raise_it(error: BaseException) -> None:
     ids=repr,
 )  # fmt: skip
 def test_what_is_no_bug_ends_in_its_status_and_one_line(
-    error: BaseException, said: str, capsys: pytest.CaptureFixture[str]
+    error: BaseException, said: str, capsys: Capture
 ) -> None:
     with pytest.raises(SystemExit) as end:
         run_script(lambda: raise_it(error))

@@ -87,8 +87,9 @@ class Run:
             return
         if kind is None:
             set_latest(self.folder)
-            values = [f"{_title(name)} {value:.4f}" for name, value in self.best.items()]
-            print(f"\nbest epoch {self.best['epoch']}: {', '.join(values[2:])}")
+            if self.best:
+                values = [f"{_title(name)} {value:.4f}" for name, value in self.best.items()]
+                print(f"\nbest epoch {self.best['epoch']}: {', '.join(values[2:])}")
             print("next: python infer.py")
         elif issubclass(kind, Exception) and not self.history:
             shutil.rmtree(self.folder)

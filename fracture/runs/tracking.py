@@ -80,11 +80,9 @@ def tracking(
         yield run
         succeeded = True
     finally:
-        finished = False
-        with suppress(TimeoutError, ConnectionError):
+        try:
             run.finish(exit_code=0 if succeeded else 1)
-            finished = True
-        if not finished:
+        except (TimeoutError, ConnectionError):
             print(f"wandb: not everything was uploaded; later: wandb sync {folder}/wandb/*run-*")
 
 

@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 
 from fracture.data.dicom import read_dicom
 from fracture.data.images import scan_image
+from tests.conftest import Patch
 
 GREY = np.arange(256, dtype=np.uint8).reshape(8, 32)
 USUAL: Any = {"SOPClassUID": "1.2", "SOPInstanceUID": "1.2", "PixelRepresentation": 0}
@@ -65,7 +66,7 @@ def test_what_is_not_one_grey_film_is_refused(reason: str) -> None:
         read_dicom(REFUSED[reason])
 
 
-def test_pydicom_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pydicom_is_optional(tmp_path: Path, monkeypatch: Patch) -> None:
     """A film is known by its content, not by its name."""
     (tmp_path / "film.jpg").write_bytes(dicom())
     assert scan_image(tmp_path / "film.jpg").error == ""

@@ -18,15 +18,7 @@ def test_any_file_name_survives(tmp_path: Path, name: str) -> None:
     rows = [Row(f"images/F/{name}", "F", "excluded", "g", name, "", "leg")] * 2
     write_manifest(tmp_path, rows)
     assert read_manifest(tmp_path)[0] == rows
-
-
-def test_a_flipped_byte_is_noticed(split_dir: Path) -> None:
-    """And the checksum beside the manifest is one that sha256sum reads."""
-    subprocess.run(["sha256sum", "--check", "manifest.csv.sha256"], cwd=split_dir, check=True)
-    manifest = split_dir / "manifest.csv"
-    manifest.write_bytes(manifest.read_bytes().replace(b",test,", b",vest,", 1))
-    with pytest.raises(InputError, match=r"manifest\.csv: damaged; remove .*split, then: "):
-        read_manifest(split_dir)
+    subprocess.run(["sha256sum", "--check", "manifest.csv.sha256"], cwd=tmp_path, check=True)
 
 
 # A hard link is removed before its name is written to: its source stays as it is.

@@ -13,7 +13,7 @@ import split_dataset
 from fracture.cli import InputError
 from fracture.data.manifest import SPLITS, Row, read_manifest
 from fracture.data.splitting import assign_splits, make_splits, scan_dataset, write_splits
-from tests.conftest import files_in, run_expecting_error, slow
+from tests.conftest import Capture, Patch, files_in, run_expecting_error, slow
 from tests.data.conftest import settings
 
 FRACTIONS = [Fraction(n, 10) for n in (8, 1, 1)]
@@ -63,7 +63,7 @@ def test_a_split_without_both_classes_is_refused(positive: str) -> None:
 
 
 def test_links_cost_no_disk_and_copies_serve_elsewhere(
-    split_dir: Path, rows: list[Row], drawn: Path, monkeypatch: pytest.MonkeyPatch
+    split_dir: Path, rows: list[Row], drawn: Path, monkeypatch: Patch
 ) -> None:
     kept = [row for row in read_manifest(split_dir)[0] if row.split != "excluded"]
     assert {path for path in files_in(split_dir) if "/" in path} == {row.path for row in kept}
@@ -79,7 +79,7 @@ def test_links_cost_no_disk_and_copies_serve_elsewhere(
 
 
 def test_the_script_accounts_for_every_file(
-    split_dir: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    split_dir: Path, drawn: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     """The same from a zip as from a folder."""
     shutil.make_archive(f"{tmp_path}/films", "zip", drawn.parent, drawn.name)

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import pytest
-
 from benchmarks import speed
-from tests.conftest import LITE, slow
+from tests.conftest import LITE, Capture, slow
 
 
 def test_the_textbook_loop_is_timed(trained_project: Path) -> None:
@@ -13,7 +11,7 @@ def test_the_textbook_loop_is_timed(trained_project: Path) -> None:
 
 
 @slow
-def test_the_table_has_a_line_for_every_job(capsys: pytest.CaptureFixture) -> None:
+def test_the_table_has_a_line_for_every_job(capsys: Capture) -> None:
     speed.main(["--data_root", "nowhere", "--images", "24", "--repeats", "1", *LITE])
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line]
     seconds = {line[0]: float(line[1]) for line in lines if hasattr(speed, line[0])}

@@ -14,7 +14,6 @@ from fracture.models.backbone import FeatureSpec
 from fracture.models.classifier import Classifier
 from fracture.models.weights import find_weights
 
-Capture = pytest.CaptureFixture[str]
 CLASSES = ("Fractured", "Non_fractured")
 THRESHOLDS = {"protocol": 0.5, "sensitivity90": 0.2, "youden": 0.3}
 SPEC = FeatureSpec("efficientnet-lite0", find_weights("", "none", 0), 224, "squash", "float32")

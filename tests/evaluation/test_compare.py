@@ -12,15 +12,15 @@ from scipy.stats import binom
 import infer
 from fracture.evaluation import metrics
 from fracture.evaluation.test_set import TITLES, as_text, write_predictions
-from tests.conftest import run_expecting_error
-from tests.evaluation.conftest import JUDGE, Capture, film_like, image_set
+from tests.conftest import Capture, Patch, run_expecting_error
+from tests.evaluation.conftest import JUDGE, film_like, image_set
 
 TRUTH, LOG_ODDS = film_like(300, seed=5)
 WEIGHTS = metrics.group_bootstrap(np.arange(300).astype(str))
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def here(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     save_tested("a", LOG_ODDS)
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 import infer
 from fracture.data.images import read_grey
-from tests.conftest import run_expecting_error
-from tests.evaluation.conftest import CLASSES, THRESHOLDS, Capture
+from tests.conftest import Capture, Patch, run_expecting_error
+from tests.evaluation.conftest import CLASSES, THRESHOLDS
 
 NO_IMAGE = "unreadable: not an image"
 
@@ -31,7 +31,7 @@ def bad(project: Path) -> None:
     (project / "empty").mkdir(exist_ok=True)
 
 
-def test_the_order(films: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_the_order(films: list[str], monkeypatch: Patch, capsys: Capture) -> None:
     """Files, folders and standard input; a bad file stops nothing, a hidden one is skipped."""
     Path("box/b").mkdir(parents=True)
     for name in ("z.jpg", "b/A.JPG", ".hidden.jpg", "c.png", "notes.txt"):

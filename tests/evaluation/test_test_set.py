@@ -14,8 +14,8 @@ import train
 from fracture.data.manifest import read_manifest, write_manifest
 from fracture.evaluation import test_set
 from fracture.features.extract import FeatureSet
-from tests.conftest import LITE
-from tests.evaluation.conftest import CLASSES, JUDGE, Capture, image_set
+from tests.conftest import LITE, Capture
+from tests.evaluation.conftest import CLASSES, JUDGE, image_set
 
 
 def test_test_labels_choose_nothing(results: dict) -> None:
@@ -89,7 +89,7 @@ def test_the_table_of_predictions(images: FeatureSet, tmp_path: Path) -> None:
 
 
 def test_the_results_are_printed_in_80_columns(results: dict, capsys: Capture) -> None:
-    """But for the lines of two intervals, of a baseline or of heat maps."""
+    """But for the line of a baseline with two intervals."""
     infer.main(["--run", "first"])
     out = capsys.readouterr().out
     assert [line for line in out.splitlines() if len(line) > 80 and ", ROC-AUC" not in line] == []

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Patch
+
 
 @pytest.fixture
-def place(
-    trained_project: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def place(trained_project: Path, drawn: Path, tmp_path: Path, monkeypatch: Patch) -> Path:
     """The current folder, to be damaged: drawn data, its split, a warm cache, the run "first"."""
     (tmp_path / "drawn").symlink_to(drawn)
     for name in ("data", "cache", "runs"):

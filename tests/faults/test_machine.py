@@ -4,8 +4,6 @@ import multiprocessing
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -18,7 +16,7 @@ import infer
 import split_dataset
 import train
 from fracture.cli import run_script
-from tests.conftest import LITE, ROOT, files_in, slow
+from tests.conftest import LITE, ROOT, Patch, files_in, slow
 from tests.faults.conftest import on_another_machine, results
 
 MAINS = {"train.py": train.main, "infer.py": infer.main, "split_dataset.py": split_dataset.main}
@@ -72,22 +70,6 @@ def test_where_nothing_can_be_written_a_line_says_so_and_the_old_files_stay(
     check(place, trained_project)
 
 
-def test_two_trainings_at_once_share_a_cache_and_lose_nothing(place: Path, capsys: Any) -> None:
-    command = [sys.executable, str(ROOT / "train.py"), *COLD[1:-2], "--image_size", "96"]
-    other = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while not [*place.glob("runs/2*")]:
-        assert other.poll() is None
-        time.sleep(0.01)
-    train.main(command[2:])
-    assert other.wait(timeout=120) == 0
-    one, two = runs = [*place.glob("runs/2*")]
-    assert (one / "history.jsonl").read_text() == (two / "history.jsonl").read_text()
-    assert (place / "runs/latest").resolve() in runs
-    capsys.readouterr()
-    train.main(command[2:])
-    assert ", 0 not in cold/" in capsys.readouterr().out
-
-
 def test_a_decoding_process_that_is_killed_ends_in_one_line(place: Path, capsys: Any) -> None:
     """What is finished by then stays in the cache."""
 
@@ -120,7 +102,7 @@ def test_a_small_machine_says_what_is_short_or_does_it(place: Path, trained_proj
 
 @pytest.mark.parametrize("name", ["wörk räum, 日本 'x' \"y\" $z ;&", "a" * 210])
 def test_any_path_and_any_file_system_will_do(
-    place: Path, trained_project: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    place: Path, trained_project: Path, name: str, monkeypatch: Patch
 ) -> None:
     """Data in memory: no hard link reaches there."""
     (place / name).mkdir()

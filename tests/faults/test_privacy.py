@@ -4,10 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
-import pytest
-
 from fracture.models.weights import find_weights
-from tests.conftest import LITE, ROOT
+from tests.conftest import LITE, ROOT, Patch
 from tests.faults.conftest import on_another_machine
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -25,7 +23,7 @@ for script in (split_dataset, train, infer):
 
 
 def test_a_run_shares_nothing_of_the_machine_and_asks_for_no_address(
-    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """With a key, absolute paths and wandb offline; a hook notes where Python connects to."""
     (home := tmp_path / USER).mkdir()

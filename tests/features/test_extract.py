@@ -1,6 +1,5 @@
 """Each image passes the backbone once, and training on the result is the textbook's training."""
 
-import io
 import os
 import subprocess
 import sys
@@ -25,11 +24,10 @@ from fracture.models.backbone import Backbone, FeatureSpec, build_backbone
 from fracture.models.head import build_head
 from fracture.models.weights import find_weights
 from fracture.training import minibatches, train_epoch
-from tests.conftest import LITE, ROOT
+from tests.conftest import LITE, ROOT, Capture, Patch
 
 SPEC = FeatureSpec(LITE[1], find_weights(LITE[1], "imagenet", 0), 64, "squash", "float32")
 CPU = Compute(torch.device("cpu"), "float32", 0)
-Patch = pytest.MonkeyPatch
 
 
 @pytest.fixture
@@ -88,7 +86,7 @@ def test_an_interrupted_pass_goes_on_with_any_workers_and_ends_in_the_same_bits(
 
 
 def test_a_changed_image_is_left_out_by_name_and_never_kept_as_another(
-    folder: SplitFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: SplitFolder, tmp_path: Path, capsys: Capture
 ) -> None:
     path, row = Path(folder.samples[3][0]), folder.rows[3]
     content = path.read_bytes()
@@ -113,14 +111,10 @@ def test_features_that_are_not_finite_are_refused_by_name_and_not_kept(
     assert not [*tmp_path.rglob("features.bin")]
 
 
-def test_batches_come_in_order_with_reasons_and_a_progress_bar(
-    folder: SplitFolder, monkeypatch: Patch
-) -> None:
+def test_batches_come_in_order_with_reasons(folder: SplitFolder) -> None:
     paths = [Path(path) for path, _ in folder.samples[:26]]
     paths[13] = Path(train.__file__)
     images, good = ImageFiles(paths, 64, "squash"), [i for i in range(26) if i != 13]
-    monkeypatch.setattr(sys, "stderr", terminal := io.StringIO())
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
     batches = extract.run_batches(lambda x: x.float().mean((1, 2)), images, 64, CPU, "decode")
     positions, outputs, reasons = zip(*batches, strict=True)
     assert [len(part) for part in positions] == [12, 11, 2]
@@ -128,8 +122,6 @@ def test_batches_come_in_order_with_reasons_and_a_progress_bar(
     expected = [images[i][0].float().mean().item() for i in good]
     assert np.concatenate(outputs) == pytest.approx(expected)
     assert reasons == ({}, {13: "not an image"}, {})
-    assert "decode: 100%" in terminal.getvalue()
-    assert " 26/26 " in terminal.getvalue()
 
 
 def test_two_processes_of_torchrun_make_the_features_and_the_head_of_one(project: Path) -> None:
@@ -159,13 +151,12 @@ def test_training_on_cached_features_is_the_textbook_loop_over_images(
     folder.size, heads = 224, []
     images = torch.stack([folder[i][0] for i in range(8)])
     cached = cached_features([folder], spec, tmp_path, CPU)[0]
-    network = build_backbone(spec, CPU.device)
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    for inputs, body in ((cached.features, torch.nn.Identity()), (images, network)):
+    whole = build_backbone(spec, CPU.device)
+    for inputs, network in ((cached.features, torch.nn.Identity()), (images, whole)):
         torch.manual_seed(7)
         heads.append(build_head(2304, 0.5))
         start = torch.cat([p.flatten() for p in heads[-1].parameters()])
-        classifier = torch.nn.Sequential(body, heads[-1])
+        classifier = torch.nn.Sequential(network, heads[-1])
         optimizer = torch.optim.Adam(heads[-1].parameters(), lr=0.001)
         for epoch in (1, 2):
             torch.manual_seed(epoch)
@@ -174,7 +165,6 @@ def test_training_on_cached_features_is_the_textbook_loop_over_images(
     ours, theirs = (torch.cat([p.flatten() for p in head.parameters()]) for head in heads)
     assert (ours - start).abs().max() > 1e-3
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
 def test_what_a_vector_is_changes_only_with_the_preprocessing_version(tmp_path: Path) -> None:

@@ -1,18 +1,13 @@
-"""Weights are the ones that are meant, or refused; a file of tensors runs no code."""
+"""Weights are the ones that are meant, or refused; tests/faults damages them."""
 
 import hashlib
-import pickle
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import torch
 from efficientnet_pytorch import utils
 
-from fracture.cli import InputError
-from fracture.models.weights import find_weights, load_tensors
-from tests.conftest import run_expecting_error
+from fracture.models.weights import find_weights
+from tests.conftest import Patch, run_expecting_error
 
 B0, LITE0 = "efficientnet-b0", "efficientnet-lite0"
 
@@ -43,38 +38,11 @@ def test_weights_that_do_not_exist_are_refused(name: str, weights: str, said: st
     assert said in run_expecting_error(find, name, weights)
 
 
-def test_no_download_follows_a_redirect_to_plain_http(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From this machine's own address, which may be http, to another of its addresses."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.headers["Host"])
-            self.send_response(302)
-            self.send_header("Location", f"http://127.0.0.2:{server.server_port}/x")
-            self.end_headers()
-
-    asked: list[str] = []
+def test_what_cannot_be_downloaded_is_got_by_hand(tmp_path: Path, monkeypatch: Patch) -> None:
+    """And a file is used only if it is the published one."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with ThreadingHTTPServer(("", 0), Handler) as server:
-        own = f"127.0.0.1:{server.server_port}"
-        monkeypatch.setitem(utils.url_map, B0, f"http://{own}/b0-12345678.pth")
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        line = run_expecting_error(find, B0, "imagenet")
-        server.shutdown()
-    assert "redirects to http://127.0.0.2" in line
-    assert "get it by hand and put it at " in line
-    assert asked == [own]
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_a_file_of_tensors_is_read_and_anything_else_is_refused(tmp_path: Path) -> None:
-    torch.save({"a": torch.arange(500.0)}, file := tmp_path / "own.pth")
-    assert load_tensors(file)["a"].equal(torch.arange(500.0))
-    content, middle = file.read_bytes(), file.stat().st_size // 2
-    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-    for bad in (b"", b"text\n" * 99, content[:-1], flipped, pickle.dumps(9)):
-        file.write_bytes(bad)
-        with pytest.raises(InputError, match=r"own.pth: damaged, or not written by torch.save$"):
-            load_tensors(file)
+    monkeypatch.setitem(utils.url_map, B0, "http://127.0.0.1:9/b0-12345678.pth")
+    file = tmp_path / "hub/checkpoints/b0-12345678.pth"
+    assert f"get it by hand and put it at {file}" in run_expecting_error(find, B0, "imagenet")
+    file.write_bytes(b"damaged")
+    assert f"{file}: damaged, its sha256 is " in run_expecting_error(find, B0, "imagenet")

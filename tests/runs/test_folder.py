@@ -14,7 +14,7 @@ from fracture.config import RUNS, read_config
 from fracture.models.head import build_head
 from fracture.runs import checkpoint
 from fracture.runs.folder import Run, find_run, new_folder, read_history
-from tests.conftest import LITE, files_in, run_expecting_error
+from tests.conftest import LITE, Patch, files_in, run_expecting_error
 
 pytestmark = pytest.mark.usefixtures("project")
 FIRST = RUNS / "first"
@@ -57,7 +57,7 @@ def test_a_run_leaves_its_settings_its_history_and_two_checkpoints() -> None:
     ],
 )
 def test_an_interrupted_run_goes_on_to_the_bits_of_an_undisturbed_one(
-    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, call: int
+    monkeypatch: Patch, module: Any, name: str, call: int
 ) -> None:
     calls, function = [], getattr(module, name)
 
@@ -111,7 +111,7 @@ def test_a_run_goes_on_with_its_own_settings_split_and_weights_only(drawn: Path,
     assert " but the run began with " in line
 
 
-def test_another_optimizer_or_head_goes_on_with_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_optimizer_or_head_goes_on_with_no_run(monkeypatch: Patch) -> None:
     edits: dict[str, Any] = {
         "build_optimizer": lambda head, _: torch.optim.SGD(head.parameters(), lr=0.1),
         "build_head": lambda width, p: torch.nn.Sequential(torch.nn.Tanh(), build_head(width, p)),

@@ -19,7 +19,7 @@ from fracture.cli import InputError
 from fracture.config import RUNS
 from fracture.runs import tracking
 from fracture.runs.folder import read_history
-from tests.conftest import LITE, run_process
+from tests.conftest import LITE, Capture, Patch, run_process
 
 KEY = {"WANDB_API_KEY": "0123456789" * 4}
 NO_KEY = "wandb_mode is online, but there is no key; first: wandb login"
@@ -27,7 +27,7 @@ NAMES = ("epoch", "train_loss", "val_loss", "val_accuracy")
 
 
 @pytest.fixture(autouse=True)
-def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_account(tmp_path: Path, monkeypatch: Patch) -> Iterator[None]:
     """No key and no mode, neither of this machine nor left by earlier runs in this process."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_MODE")
@@ -51,7 +51,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     ],
 )  # fmt: skip
 def test_the_mode_is_the_settings_then_the_variables_then_what_a_key_allows(
-    monkeypatch: pytest.MonkeyPatch, mode: Any, variables: dict[str, str], expected: str
+    monkeypatch: Patch, mode: Any, variables: dict[str, str], expected: str
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -63,7 +63,7 @@ def test_the_mode_is_the_settings_then_the_variables_then_what_a_key_allows(
     assert "\n" not in found
 
 
-def test_a_run_leaves_nothing_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_leaves_nothing_to_the_next(tmp_path: Path, monkeypatch: Patch) -> None:
     """wandb.init writes into the Settings that it is given."""
     with tracking.tracking("disabled", "some", tmp_path, {}):
         monkeypatch.setenv("WANDB_API_KEY", KEY["WANDB_API_KEY"])
@@ -87,7 +87,7 @@ def test_an_offline_run_holds_every_epoch_and_no_path_of_the_machine(project: Pa
 
 
 def test_a_training_survives_the_death_of_wandbs_process(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     validate, killed = train.validate, list[psutil.Process]()
 

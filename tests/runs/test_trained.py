@@ -11,7 +11,7 @@ import split_dataset
 import train
 from fracture.config import RUNS
 from fracture.runs.trained import TrainedRun, load_trained
-from tests.conftest import LITE, run_expecting_error
+from tests.conftest import LITE, Capture, run_expecting_error
 
 MODES = ("auto", "offline")
 pytestmark = pytest.mark.usefixtures("project")
@@ -21,9 +21,7 @@ def load(argv: list[str]) -> TrainedRun:
     return load_trained(train.arguments(argv)[0], "float32")
 
 
-def test_the_latest_run_is_the_default_and_says_what_it_is(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_latest_run_is_the_default_and_says_what_it_is(capsys: Capture) -> None:
     run = load([])
     epoch, found = run.checkpoint["epoch"], run.metadata()
     line = f"run first, epoch {epoch}: efficientnet-lite0, imagenet weights\n"
@@ -31,7 +29,6 @@ def test_the_latest_run_is_the_default_and_says_what_it_is(
     assert (run.folder, run.classifier.spec.backbone) == (RUNS / "first", LITE[1])
     assert (found["run"], found["backbone"], found["best_epoch"]) == ("first", LITE[1], epoch)
     assert found["manifest_sha256"] == run.checkpoint["manifest_sha256"]
-    assert "no such run here; train one first" in run_expecting_error(load, "--run", "nobody")
     small = ("--weights", "none", "--image_size", "32", "--epochs", "1", "--run", "random")
     train.main([*LITE, *small])
     assert capsys.readouterr().out.startswith("WARNING: the backbone's weights are random")
@@ -51,9 +48,7 @@ def test_a_checkpoint_alone_suffices_and_other_weights_do_not() -> None:
     assert "trained with weights sha256:other, not sha256:" in line
 
 
-def test_a_run_is_tested_on_its_own_split_only(
-    drawn: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_is_tested_on_its_own_split_only(drawn: Path, capsys: Capture) -> None:
     split_dataset.main(["--data_root", str(drawn), "--split_dir", "other", "--seed", "1"])
     run, other = load(["--run", "first"]), train.arguments(["--split_dir", "other"])[0]
     assert run.find_split(run.settings) == run.find_split(other) == Path("data/split")
