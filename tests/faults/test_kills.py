@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+import finetune
 import infer
 import split_dataset
 import train
 from fracture.runs.checkpoint import load_checkpoint
-from tests.conftest import LITE, REPEATS, files_in, kill
+from tests.conftest import LITE, REPEATS, files_in, kill, slow
 from tests.faults.conftest import results
 
 RECORD = 4 + 32 + 4 * 1280  # bytes in a cache of EfficientNet-Lite0's features
@@ -56,10 +57,10 @@ def test_a_killed_pass_computes_no_image_twice(place: Path, kills: Callable, cap
 
 
 def plain(value: Any) -> Any:
-    """A checkpoint that `==` compares: tensors as lists, without the run's name."""
+    """A checkpoint that `==` compares: tensors as bytes, without the run's name."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items() if key != "run"}
-    return value.tolist() if isinstance(value, torch.Tensor) else value
+    return value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
 
 
 @pytest.mark.usefixtures("place")
@@ -81,6 +82,26 @@ def test_a_killed_run_resumes_to_the_same_bits(kills: Callable) -> None:
     assert (killed / "history.jsonl").read_text() == (whole / "history.jsonl").read_text()
     for name in ("best.pt", "last.pt"):  # head, optimizer, temperature, thresholds
         one, two = (plain(load_checkpoint(run / name)) for run in (whole, killed))
+        assert one == two
+
+
+@slow
+@pytest.mark.usefixtures("place")
+def test_a_killed_finetuning_resumes_to_the_same_bits(kills: Callable) -> None:
+    small, killed = ["--image_size", "64", "--epochs", str(2 + 2 * REPEATS)], Path("runs/killed")
+    finetune.main([*small, "--run", "whole"])
+    command, goal = ["finetune.py", *small, "--run", "killed"], 1
+
+    def has_begun() -> bool:
+        history = killed / "history.jsonl"
+        return history.exists() and history.read_text().count("\n") >= goal
+
+    for _ in kills("finetune.py", 1, has_begun, command):
+        goal += 2
+        command[1:] = ["--resume", "killed"]
+    finetune.main(command[1:])
+    for name in ("best.pt", "last.pt"):
+        one, two = (plain(load_checkpoint(run / name)) for run in (Path("runs/whole"), killed))
         assert one == two
 
 

@@ -1,0 +1,49 @@
+"""Marks lie where the map is hot, and FROC counts what they find."""
+
+import numpy as np
+import pytest
+from scipy.special import logit
+
+from fracture.evaluation.pointing import Mark, find_marks, froc
+
+LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+
+
+def test_marks_are_the_hottest_places_apart_from_each_other() -> None:
+    p = np.full((12, 12), 0.02)
+    p[2, 2], p[2, 3], p[9, 8], p[5, 10] = 0.9, 0.7, 0.6, 0.3
+    marks = find_marks(logit(p))
+    assert len(marks) == 3
+    for mark, (row, column) in zip(marks, [(2, 2), (9, 8), (5, 10)], strict=True):
+        assert mark.point == pytest.approx(((column + 0.5) / 12, (row + 0.5) / 12), abs=0.04)
+        left, top, right, low = mark.box
+        assert left < mark.point[0] < right
+        assert top < mark.point[1] < low
+    assert [mark.p for mark in marks] == pytest.approx([0.9, 0.6, 0.3], abs=0.1)
+    left, _, right, _ = marks[0].box
+    assert left < 2.5 / 12 < 3.5 / 12 < right  # the neighbour is more than half as probable
+
+
+def mark(p: float, x: float) -> Mark:
+    return Mark(p, (x, 0.5), (x - 0.1, 0.4, x + 0.1, 0.6))
+
+
+def test_froc_counts_boxes_found_against_false_marks_a_film() -> None:
+    """Four films, three boxes: found at 0.9, found twice (0.7 counts), and missed."""
+    marks = [
+        [mark(0.9, 0.2), mark(0.8, 0.7)],
+        [mark(0.7, 0.8), mark(0.2, 0.9)],
+        [mark(0.6, 0.3)],
+        [],
+    ]
+    boxes = [[LEFT], [RIGHT], [], [LEFT]]
+    found = froc(marks, boxes, np.arange(4))
+    false, share = found["curve"]
+    assert false == pytest.approx([0, 0, 0.25, 0.25, 0.5])
+    assert share == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3, 2 / 3])
+    for rate, metric in found["sensitivity"].items():
+        assert (metric["value"], metric["n"]) == (pytest.approx(2 / 3), 3), rate
+        assert metric["low"] <= 2 / 3 <= metric["high"]
+    none = froc([[mark(0.9, 0.7)] * 1, [mark(0.8, 0.2)]], [[LEFT], [LEFT]], np.arange(2))
+    assert none["sensitivity"]["0.25"]["value"] == 0
+    assert none["sensitivity"]["0.5"]["value"] == 0.5
