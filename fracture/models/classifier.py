@@ -58,6 +58,10 @@ class Classifier:
     def decide(self, p_positive: float, operating_point: str) -> str:
         return self.classes[0 if p_positive >= self.thresholds[operating_point] else 1]
 
+    def stored_heat(self, features: torch.Tensor) -> torch.Tensor | None:  # noqa: ARG002
+        """The (N, h, w) heat maps if the features hold them; else `explain` has to make them."""
+        return None
+
     def explain(self, network: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Class activation maps (Zhou et al., CVPR 2016, eq. 2): where the evidence lies.
 
@@ -97,10 +101,14 @@ class DetectorClassifier(Classifier):
         scores = image_scores(features, self.positive_index)
         return log_odds(join_scores(scores, self.join, self.positive_index), self.positive_index)
 
+    def stored_heat(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, h, w) log-odds that a fracture box touches a cell."""
+        return features[:, 2:].unflatten(1, self.spec.network.map_shape)
+
     def explain(self, network: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The outputs, and (N, h, w) log-odds that a fracture box touches a cell."""
+        """The outputs, and the heat that they hold."""
         outputs = network(images).cpu()
-        return outputs, outputs[:, 2:].unflatten(1, self.spec.network.map_shape)
+        return outputs, self.stored_heat(outputs)
 
 
 def p_column(positive: str) -> str:
