@@ -123,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     positive = folders[0].classes.index(config.positive_class)
     weights = find_weights(config.backbone, config.weights, config.seed)
     spec = FeatureSpec(config.backbone, weights, config.image_size, config.fit, compute.precision)
+    spec.advise()
     torch.manual_seed(config.seed)
     has_map = config.box_weight > 0
     network = Detector(spec, positive, config.dropout, has_map, config.mirror).to(compute.device)

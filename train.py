@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if weights.path is None:
         print("WARNING: the backbone's weights are random: good for timing, not for results")
+    spec.advise()
 
     with Run(config, options.resume, provenance(config, spec, folders[0])) as run:
         train, val = cached_features(*images)

@@ -37,7 +37,7 @@ class FeatureCache:
     ) -> None:
         self.key = json.dumps(key, indent=1)
         digest = hashlib.sha256(self.key.encode()).hexdigest()[:16]
-        self.file = cache_dir / f"{key['backbone']}-{digest}" / "features.bin"
+        self.file = cache_dir / f"{key['backbone'].replace('/', '-')}-{digest}" / "features.bin"
         self.record = np.dtype([("crc32", "<u4"), ("sha256", "u1", 32), ("vector", dtype, width)])
 
     def append(self, digests: Sequence[str], vectors: np.ndarray) -> None:

@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fracture.cli import InputError, one_line
 from fracture.config import Fit
 from fracture.data.images import PREPROCESSING_VERSION
+from fracture.distributed import RANK
 from fracture.models.weights import NORMALISATION, Weights, load_tensors
 
 EFFICIENTNETS = [f"efficientnet-b{i}" for i in range(9)]
@@ -30,6 +31,9 @@ class Architecture:
         optimize: speeds up a network that has its weights; the features stay the same.
         finer: the module of a network that puts out the last feature maps of twice the resolution;
             a fracture map is finer with them.
+        adapt: the tensors of a file to those of a network.
+        normalisation: mean and deviation; None: those of the weights' source.
+        image_size: pixels of the weights' training, if they are known.
     """
 
     build: Callable[[int], nn.Module]
@@ -37,13 +41,16 @@ class Architecture:
     feature_maps: Callable[[Any, torch.Tensor], torch.Tensor]
     optimize: Callable[[nn.Module], None] | None = None
     finer: Callable[[Any], nn.Module] | None = None
+    adapt: Callable[[nn.Module, dict[str, Any]], dict[str, Any]] | None = None
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    image_size: int | None = None
 
 
 def architecture(name: str) -> Architecture:
     """How to build a backbone. To add one, return its `Architecture` here.
 
     Raises:
-        InputError: the name is unknown.
+        InputError: the name is unknown, or the package timm is missing.
     """
     if name in EFFICIENTNETS:
         from efficientnet_pytorch import EfficientNet, utils
@@ -53,8 +60,13 @@ def architecture(name: str) -> Architecture:
         from efficientnet_lite_pytorch import EfficientNet
 
         width = 1280  # the Lite networks keep B0's width here
+    elif name.startswith("timm/"):
+        from fracture.models.timm_models import timm_architecture
+
+        return timm_architecture(name)
     else:
-        raise InputError(f"backbone is {name!r}; allowed: {', '.join(EFFICIENTNETS + LITE)}")
+        allowed = ", ".join(EFFICIENTNETS + LITE)
+        raise InputError(f"backbone is {name!r}; allowed: {allowed}, timm/NAME")
 
     def build(image_size: int) -> nn.Module:
         # image_size sets the padding of the strided convolutions, which the library would
@@ -96,12 +108,19 @@ class FeatureSpec:
         """The network of the pass: (N, H, W) uint8 images to (N, width)."""
         return build_backbone(self, device)
 
+    def advise(self) -> None:
+        """Print what image size the weights are used to, if it is another."""
+        own = architecture(self.backbone).image_size
+        if own and own != self.image_size and self.weights.path and RANK == 0:
+            print(f"{self.backbone} was pretrained at {own} pixels; --image_size {own} uses that")
+
     def cache_key(self) -> dict[str, Any]:
         """The spec in plain values, without this machine's paths; equal for equal features."""
+        own = architecture(self.backbone).normalisation
         return {
             "backbone": self.backbone,
             "weights": self.weights.identity,
-            "normalisation": self.weights.normalisation,
+            "normalisation": f"{own[0]} {own[1]}" if own else self.weights.normalisation,
             "image_size": self.image_size,
             "fit": self.fit,
             "precision": self.precision.replace("bfloat16", "bfloat16, weights too"),
@@ -128,15 +147,17 @@ class Backbone(nn.Module):
         if path := spec.weights.path:
             state = {k: v for k, v in load_tensors(path).items() if not k.startswith("_fc.")}
             try:
+                if self.architecture.adapt:
+                    state = self.architecture.adapt(self.network, state)
                 self.network.load_state_dict(state)
-            except (RuntimeError, AttributeError) as error:
+            except Exception as error:  # timm's functions meet all kinds of files
                 reason = one_line(error)[:80]  # torch names each of hundreds of missing tensors
                 raise InputError(f"{path} has no weights of {spec.backbone}: {reason}") from error
         if self.architecture.optimize:
             self.architecture.optimize(self.network)
         if spec.precision == "bfloat16":
             self.network.bfloat16()
-        mean, std = NORMALISATION[spec.weights.normalisation]
+        mean, std = self.architecture.normalisation or NORMALISATION[spec.weights.normalisation]
         self.mean = nn.Buffer(torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.std = nn.Buffer(torch.tensor(std).view(3, 1, 1), persistent=False)
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
@@ -145,7 +166,7 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def feature_maps(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, H, W) uint8 grey levels to (N, width, H / 32, W / 32) float feature maps."""
+        """(N, H, W) uint8 grey levels to (N, width, h, w) float feature maps."""
         pixels = (images.unsqueeze(1) / 255 - self.mean) / self.std
         dtype = next(self.network.parameters()).dtype
         pixels = pixels.to(dtype, memory_format=torch.channels_last)

@@ -168,7 +168,8 @@ def new_folder(config: Config) -> Path:
     """Make a run's folder with its config.yaml; no run overwrites another."""
     RUNS.mkdir(exist_ok=True)
     while True:
-        folder = RUNS / (config.run or f"{datetime.now():%Y%m%d-%H%M%S}-{config.backbone}")
+        own = f"{datetime.now():%Y%m%d-%H%M%S}-{Path(config.backbone).name}"
+        folder = RUNS / (config.run or own)
         try:
             folder.mkdir()
             break
