@@ -1,16 +1,16 @@
-"""Train the whole network, and a map of where the fractures are; keep the best epoch.
+"""Train the whole network, and a map of where the fractures are.
 
-    python finetune.py                     # EfficientNet-Lite0, 320 pixels, FracAtlas' boxes
-    python finetune.py --init RUN          # start from a run of train.py or finetune.py
-    python finetune.py --box_weight 0      # without boxes: the classes alone
-    python finetune.py --resume NAME       # go on with an interrupted run
+    python finetune.py                    # EfficientNet-Lite0, FracAtlas' boxes
+    python finetune.py --init RUN         # start from a run of either script
+    python finetune.py --box_weight 0     # without boxes: the classes alone
+    python finetune.py --resume NAME      # go on with an interrupted run
     torchrun --nproc_per_node 4 finetune.py
 
-Beyond the published protocol, which is train.py. Each film is decoded once and kept as pixels; the
-epochs change it at random, in batches on the device. An average of the weights is judged on
-validation, where everything is chosen, and kept in runs/NAME/best.pt for infer.py.
-
-The settings that differ from config.yaml are in recipes/finetune.yaml.
+Beyond the published protocol, which is train.py. Films are decoded once and
+kept as pixels; the epochs change them at random, in batches on the device. An
+average of the weights is judged on validation and kept for infer.py.
+What differs from config.yaml is in recipes/finetune.yaml; docs/finetuning.md
+explains it.
 """
 
 import math

@@ -232,4 +232,6 @@ def explain(text: str, kind: type[Config]) -> str:
     name = unknown[1] or unknown[2]
     near = get_close_matches(name, get_type_hints(kind).keys(), n=1)
     advice = f"did you mean {near[0]!r}?" if near else "config.yaml lists all of them"
+    if name in get_type_hints(FinetuneConfig):
+        advice = "it is a setting of finetune.py"
     return f"{name!r} is unknown; {advice}"
