@@ -11,22 +11,16 @@ from torch.nn.parallel import DistributedDataParallel
 RANK, WORLD_SIZE = (int(os.environ.get(name, i)) for i, name in enumerate(("RANK", "WORLD_SIZE")))
 
 
-def _join() -> None:
-    if not dist.is_initialized():
-        both = "cpu:gloo,cuda:nccl"  # gloo for waiting, NCCL for gradients
-        dist.init_process_group(both if torch.cuda.is_available() else "gloo")
-
-
 def barrier() -> None:
     """Wait until every process gets here."""
     if WORLD_SIZE > 1:
-        _join()
+        if not dist.is_initialized():
+            both = "cpu:gloo,cuda:nccl"  # gloo for waiting, NCCL for gradients
+            dist.init_process_group(both if torch.cuda.is_available() else "gloo")
         dist.all_reduce(torch.zeros(1))  # on the CPU, where dist.barrier would take a GPU
 
 
 def average_gradients(network: nn.Module) -> nn.Module:
     """The network, whose gradients are averaged over all processes after each backward pass."""
-    if WORLD_SIZE == 1:
-        return network
-    _join()
-    return DistributedDataParallel(network)
+    barrier()
+    return DistributedDataParallel(network) if WORLD_SIZE > 1 else network

@@ -1,6 +1,7 @@
 """Fracture boxes: FracAtlas' own file of them, and where they lie on an image's square."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fracture.data.manifest import Row, source_of
 FILE = "Annotations/COCO JSON/COCO_fracture_masks.json"
 UNKNOWN = 255  # in a mask: where the fracture lies is not known
 
-Box = tuple[float, ...]  # left, top, right, bottom as shares of width and height
+Box = np.ndarray  # (2, 2): left and top, right and bottom, as shares of width and height
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class FilmBoxes:
 
     size: tuple[int, int]
     boxes: list[Box] = field(default_factory=list)
+
+    def on_square(self, fit: Fit) -> list[Box]:
+        """The boxes as shares of the image's square."""
+        share = film_share(self.size, fit)
+        return [(box - 0.5) * share + 0.5 for box in self.boxes]
 
 
 def read_boxes(data_root: Path) -> dict[str, FilmBoxes]:
@@ -41,27 +47,13 @@ def read_boxes(data_root: Path) -> dict[str, FilmBoxes]:
         for annotation in coco["annotations"]:
             image, (left, top, width, height) = images[annotation["image_id"]], annotation["bbox"]
             w, h = image["width"], image["height"]  # of the original film, which may be larger
-            box = (left / w, top / h, (left + width) / w, (top + height) / h)
-            if not (-0.01 < box[0] < box[2] < 1.01 and -0.01 < box[1] < box[3] < 1.01):
+            box = np.array([(left / w, top / h), ((left + width) / w, (top + height) / h)])
+            if not ((box > -0.01) & (box < 1.01) & (box[0] < box[1])).all():
                 raise ValueError(f"{image['file_name']} has a box outside the film")
             films.setdefault(image["file_name"], FilmBoxes((w, h))).boxes.append(box)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{file}: damaged ({one_line(error)}); mend or remove it") from error
     return films
-
-
-def write_boxes(data_root: Path, films: dict[str, FilmBoxes]) -> None:
-    """Write what `read_boxes` reads."""
-    images, annotations = [], []
-    for i, (name, film) in enumerate(films.items()):
-        width, height = film.size
-        images.append({"id": i, "file_name": name, "width": width, "height": height})
-        for left, top, right, low in film.boxes:
-            box = left * width, top * height, (right - left) * width, (low - top) * height
-            annotations.append({"image_id": i, "bbox": box})
-    file = data_root / FILE
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"images": images, "annotations": annotations}))
 
 
 def fracture_masks(rows: list[Row], split_dir: Path, config: FinetuneConfig) -> torch.Tensor:
@@ -96,21 +88,15 @@ def film_share(size: tuple[int, int], fit: Fit) -> np.ndarray:
     return np.array(size) / max(size) if fit == "letterbox" else np.ones(2)
 
 
-def to_square(box: Box, size: tuple[int, int], fit: Fit) -> Box:
-    """A box in shares of a film of (width, height), as shares of the image's square."""
-    return tuple(((np.reshape(box, (2, 2)) - 0.5) * film_share(size, fit) + 0.5).ravel().tolist())
-
-
 def to_film(box: Box, size: tuple[int, int], fit: Fit) -> Box:
-    """The inverse of `to_square`, cut off at the film's edges."""
-    corners = (np.reshape(box, (2, 2)) - 0.5) / film_share(size, fit) + 0.5
-    return tuple(corners.clip(0, 1).ravel().tolist())
+    """A box of the square as shares of a film of (width, height), cut off at its edges."""
+    return ((box - 0.5) / film_share(size, fit) + 0.5).clip(0, 1)
 
 
 def box_mask(film: FilmBoxes, fit: Fit, cells: int) -> torch.Tensor:
     """(cells, cells) uint8 of an image's square: 1 for each cell that a box touches, else 0."""
     mask = torch.zeros(cells, cells, dtype=torch.uint8)
-    for box in film.boxes:
-        left, top, right, low = np.clip(to_square(box, film.size, fit), 0, 1) * cells
-        mask[int(top) : int(np.ceil(low)), int(left) : int(np.ceil(right))] = 1
+    for box in film.on_square(fit):
+        (left, top), (right, low) = box.clip(0, 1) * cells
+        mask[int(top) : math.ceil(low), int(left) : math.ceil(right)] = 1
     return mask

@@ -9,6 +9,7 @@ bright cortical edges of a radiograph.
 
 import argparse
 import csv
+import json
 from collections import namedtuple
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from scipy.ndimage import gaussian_filter
 from tqdm.contrib.concurrent import process_map
 
 from fracture.atomic import publish, staging_dir
-from fracture.data.boxes import FilmBoxes, write_boxes
+from fracture.data.boxes import FILE
 
 BODY = yaml.safe_load(Path(__file__).with_name("bones.yaml").read_text())
 VIEWS = {"frontal": 1.0, "lateral": 0.4, "oblique": 0.7}  # how wide a limb looks
@@ -158,8 +159,11 @@ def expose(rng: Generator, tubes: list[Tube], shape: tuple[int, int], scale: flo
     return 255 * np.clip(fog + (1 - fog) * grey, 0, 1)
 
 
-def radiograph(seed: int, path: Path) -> tuple[dict[str, int], FilmBoxes]:
-    """Draw a file for its csv row and boxes; only breaks and metal depend on the class."""
+def radiograph(seed: int, path: Path) -> tuple[dict[str, int], dict[str, int], list[list[float]]]:
+    """Draw a file for its csv row, its size, and its boxes in pixels: left, top, width, height.
+
+    Only breaks and metal depend on the class.
+    """
     number, fractured = int(path.stem[3:]), path.parent.name == "Fractured"
     # Three streams of random numbers, so that the look owes nothing to the class.
     rng, look, breaks = (default_rng([seed, number, stream]) for stream in range(3))
@@ -191,10 +195,11 @@ def radiograph(seed: int, path: Path) -> tuple[dict[str, int], FilmBoxes]:
     boxes = []
     for bone, place in ((bones[k], place) for k, place in sites.items()):
         site, reach = bone.head + place * bone.span, 2.5 * bone.radii[1]
-        edges = np.array([site.real * flip, site.imag] * 2) + reach * np.array([-1, -1, 1, 1])
-        shares = 0.5 + scale * edges / np.tile(shape[::-1], 2)
-        boxes.append(tuple(shares.clip(0, 1).tolist()))
-    return dict.fromkeys(names, 1) | counts, FilmBoxes(image.size, boxes)
+        edges = np.array([site.real * flip, site.imag]) + reach * np.array([[-1, -1], [1, 1]])
+        first, last = (0.5 + scale * edges / shape[::-1]).clip(0, 1)
+        boxes.append(np.ravel([first * image.size, (last - first) * image.size]).tolist())
+    size = {"width": image.width, "height": image.height}
+    return dict.fromkeys(names, 1) | counts, size, boxes
 
 
 def add_defects(hurt: list[Path], whole: list[Path], rows: dict[Path, tuple]) -> None:
@@ -229,8 +234,14 @@ def draw_data_set(root: Path, count: int = 400, seed: int = 42) -> None:
         with (new / "dataset.csv").open("w", newline="") as file:
             table = csv.DictWriter(file, [*COLUMNS.split(), *VIEWS], restval=0)
             table.writeheader()
-            table.writerows(row | {"image_id": path.name} for path, (row, _) in rows.items())
-        write_boxes(new, {path.name: film for path, (_, film) in rows.items() if film.boxes})
+            table.writerows(row | {"image_id": path.name} for path, (row, *_) in rows.items())
+        films = [(path.name, size, boxes) for path, (_, size, boxes) in rows.items() if boxes]
+        images = [{"id": i, "file_name": name, **size} for i, (name, size, _) in enumerate(films)]
+        annotations = [
+            {"image_id": i, "bbox": box} for i, (*_, boxes) in enumerate(films) for box in boxes
+        ]
+        (new / FILE).parent.mkdir(parents=True)
+        (new / FILE).write_text(json.dumps({"images": images, "annotations": annotations}))
         publish(new, root)
 
 

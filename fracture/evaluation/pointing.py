@@ -7,18 +7,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import label, maximum_filter, zoom
+from scipy.ndimage import find_objects, label, maximum_filter, zoom
 from scipy.special import expit
 
 from fracture.config import Fit
 from fracture.data.boxes import Box
-from fracture.evaluation.metrics import (
-    Array,
-    cumulative_counts,
-    group_bootstrap,
-    metric,
-    proportion,
-)
+from fracture.evaluation import metrics
+from fracture.evaluation.metrics import Array
 
 MOST_MARKS = 3  # on a film
 CELL = 8  # a cell of a heat map is drawn finer, as so many pixels a side
@@ -40,7 +35,7 @@ class Mark:
     box: Box
 
 
-def in_frame(heat: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:
+def in_frame(heat: Array, size: tuple[int, int], fit: Fit) -> Array:
     """Resize an (h, w) heat map to a film of (width, height), undoing `fit`; float32."""
     side = max(size)
     frame = size if fit == "squash" else (side, side)
@@ -55,8 +50,8 @@ def find_marks(heat: Array) -> list[Mark]:
     Args:
         heat: (h, w) log-odds.
     """
-    fine = zoom(heat.astype(np.float64), CELL, order=3, mode="nearest", grid_mode=True)
-    p, (height, width) = expit(fine), fine.shape
+    p = expit(zoom(heat.astype(np.float64), CELL, order=3, mode="nearest", grid_mode=True))
+    size = np.array(p.shape[::-1])
     peaks = np.argwhere(p == maximum_filter(p, 2 * CELL + 1)).tolist()
     marks: list[Mark] = []
     taken = np.zeros(p.shape, bool)
@@ -64,25 +59,26 @@ def find_marks(heat: Array) -> list[Mark]:
         if taken[y, x] or len(marks) == MOST_MARKS:
             continue
         areas, _ = label((p >= p[y, x] / 2) & ~taken)
-        area = areas == areas[y, x]
-        taken |= area
-        rows, columns = np.flatnonzero(area.any(1)), np.flatnonzero(area.any(0))
-        left, right = columns[0] / width, (columns[-1] + 1) / width
-        top, low = rows[0] / height, (rows[-1] + 1) / height
-        point = (x + 0.5) / width, (y + 0.5) / height
-        marks.append(Mark(float(p[y, x]), point, (left, top, right, low)))
+        rows, columns = find_objects(areas)[areas[y, x] - 1]
+        box = np.array([(columns.start, rows.start), (columns.stop, rows.stop)]) / size
+        marks.append(Mark(float(p[y, x]), tuple((np.array([x, y]) + 0.5) / size), box))
+        taken |= areas == areas[y, x]
     return marks
 
 
-def inside(boxes: list[Box], shape: tuple[int, ...]) -> np.ndarray:
+def contains(box: Box, x: Any, y: Any) -> Any:
+    """Does a box contain the point? Of arrays of coordinates: which of the points?"""
+    (left, top), (right, low) = box
+    return (left <= x) & (x < right) & (top <= y) & (y < low)
+
+
+def inside(boxes: Sequence[Box], shape: tuple[int, ...]) -> Array:
     """(height, width) bool: the pixels whose centres lie in a box."""
-    y = (np.arange(shape[0]) + 0.5)[:, None] / shape[0]
-    x = (np.arange(shape[1]) + 0.5)[None] / shape[1]
-    masks = [(left <= x) & (x < right) & (top <= y) & (y < low) for left, top, right, low in boxes]
-    return np.any(masks, axis=0)
+    y, x = ((np.arange(length) + 0.5) / length for length in shape)
+    return np.any([contains(box, x, y[:, None]) for box in boxes], axis=0)
 
 
-def localisation(films: Iterable[tuple[np.ndarray, list[Box]]]) -> dict:
+def localisation(films: Iterable[tuple[Array, Sequence[Box]]]) -> dict[str, Any]:
     """How often the hottest pixel lies in a box, and how much of the heat does.
 
     The pointing game (Zhang et al., IJCV 126:1084, 2018, without its tolerance) and the energy in
@@ -94,19 +90,18 @@ def localisation(films: Iterable[tuple[np.ndarray, list[Box]]]) -> dict:
     """
     hits, energies = defaultdict(list), defaultdict(list)
     for heat, boxes in films:
-        box = inside(boxes, heat.shape)
+        in_box = inside(boxes, heat.shape)
         y, x = (np.linspace(-1, 1, length) for length in heat.shape)
-        blob = np.exp(-2 * (x[None] ** 2 + y[:, None] ** 2))
+        blob = np.exp(-2 * (x**2 + y[:, None] ** 2))
         for who, picture, energy in (("map", heat, expit(heat)), ("centred blob", blob, blob)):
-            hits[who].append(bool(box.flat[picture.argmax()]))
-            energies[who].append(energy[box].sum() / energy.sum())
-        energies["uniform"].append(box.mean())  # also the chance that a random pixel hits
+            hits[who].append(bool(in_box.flat[picture.argmax()]))
+            energies[who].append(energy[in_box].sum() / energy.sum())
+        energies["uniform"].append(in_box.mean())  # also the chance that a random pixel hits
     n = len(energies["uniform"])
-    weights = group_bootstrap(np.arange(n))
-    game = {who: proportion(sum(h), n) for who, h in hits.items()}
-    in_box = {who: metric(weights @ np.array(e) / n, n) for who, e in energies.items()}
-    uniform = {"uniform": in_box["uniform"]}
-    return {"pointing_game": game | uniform, "energy_in_box": in_box}
+    weights = metrics.group_bootstrap(np.arange(n))
+    game = {who: metrics.proportion(sum(h), n) for who, h in hits.items()}
+    share = {who: metrics.metric(weights @ np.array(e) / n, n) for who, e in energies.items()}
+    return {"pointing_game": game | {"uniform": share["uniform"]}, "energy_in_box": share}
 
 
 def froc(
@@ -127,27 +122,22 @@ def froc(
     """
     found: list[tuple[bool, float, int]] = []  # is it a box, its score, its film
     for film, (own, truth) in enumerate(zip(marks, boxes, strict=True)):
-        hits = [[_contains(box, mark.point) for box in truth] for mark in own]
-        found += [
-            (False, mark.p, film) for mark, hit in zip(own, hits, strict=True) if not any(hit)
-        ]
-        for column in zip(*hits, strict=True):
-            scores = [mark.p for mark, hit in zip(own, column, strict=True) if hit]
-            found += [(True, max(scores), film)] if scores else []
+        for mark in own:
+            if not any(contains(box, *mark.point) for box in truth):
+                found.append((False, mark.p, film))
+        for box in truth:
+            if scores := [mark.p for mark in own if contains(box, *mark.point)]:
+                found.append((True, max(scores), film))
     is_box, p, film_of = (np.array(column) for column in zip(*found, strict=True))
-    weights = group_bootstrap(groups)
+    weights = metrics.group_bootstrap(groups)
     count = weights @ np.array([len(truth) for truth in boxes])
-    true, false = cumulative_counts(is_box, p, weights[:, film_of])
+    true, false = metrics.cumulative_counts(is_box, p, weights[:, film_of])
     rate = false / weights.sum(1, keepdims=True)
     with np.errstate(invalid="ignore"):  # a draw without boxes
         share = true / count[:, None]
     sensitivity = {}
     for limit in FALSE_MARKS:
-        last = (rate <= limit).sum(1, keepdims=True) - 1
-        sensitivity[f"{limit:g}"] = metric(np.take_along_axis(share, last, 1)[:, 0], int(count[0]))
+        last = (rate <= limit).sum(1) - 1
+        reached = share[np.arange(len(share)), last]
+        sensitivity[f"{limit:g}"] = metrics.metric(reached, int(count[0]))
     return {"sensitivity": sensitivity, "curve": [rate[0].tolist(), share[0].tolist()]}
-
-
-def _contains(box: Box, point: tuple[float, float]) -> bool:
-    left, top, right, low = box
-    return left <= point[0] < right and top <= point[1] < low

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jsonargparse import Namespace
 from PIL import Image
+from tqdm.contrib.concurrent import thread_map
 
 from fracture.atomic import atomic_write
 from fracture.cli import InputError, escape_controls
 from fracture.config import Fit
 from fracture.data.boxes import to_film
 from fracture.data.images import ImageFiles, files_below, read_grey
-from fracture.evaluation.pointing import find_marks, in_frame
-from fracture.features.extract import Compute, run_batches
+from fracture.evaluation.cam import MARK, draw_boxes, judge, overlay
+from fracture.evaluation.pointing import find_marks
+from fracture.features.extract import Compute
 from fracture.models.classifier import Classifier
 
 
@@ -70,75 +71,46 @@ def predict_files(
     out = Path(options.out) if options.out else None
     if out and (out.suffix not in (".csv", ".json") or not out.parent.is_dir()):
         raise InputError(f"--out {out}: needs a name in .csv or .json, in a folder that exists")
+    spec, rows, films = classifier.spec, [], []
+    images = ImageFiles(paths, spec.image_size, spec.fit)
     with_heat = bool(options.heatmaps or classifier.has_marks)
-    rows, heats = judge_files(classifier, paths, options.at, compute, with_heat)
-    if not heats:
+    judged = judge(classifier, images, compute, "backbone", with_heat)
+    for path, (p, heat, reason) in zip(paths, judged, strict=True):
+        decision = "" if reason else classifier.decide(p, options.at)
+        note = f"unreadable: {reason}" if reason else ""
+        row = {"file": str(path), classifier.column: p, "decision": decision, "note": note}
+        if classifier.has_marks:
+            flagged = decision == classifier.classes[0]
+            row["marks"] = marks_in_pixels(path, heat, spec.fit) if flagged else []
+        rows.append(row)
+        if not reason:
+            films.append((path, heat, row.get("marks", [])))
+    if not films:
         raise InputError(f"no file could be read: {paths[0]}: {rows[0]['note']}")
-    fit = classifier.spec.fit
-    if classifier.has_marks:
-        for i, row in enumerate(rows):
-            flagged = row["decision"] == classifier.classes[0]
-            row["marks"] = marks_in_pixels(paths[i], heats[i], fit) if flagged else []
     print_predictions(rows, classifier, options.at)
     if out:
         write_table(out, rows)
     if options.heatmaps:
-        films = [(paths[i], heat, rows[i].get("marks", [])) for i, heat in heats.items()]
-        save_heat_maps(Path(options.heatmaps), films, fit, compute.workers)
-
-
-def judge_files(
-    classifier: Classifier, paths: list[Path], point: str, compute: Compute, with_heat: bool
-) -> tuple[list[dict[str, Any]], dict[int, np.ndarray]]:
-    """A row of the table for each file, and the heat of the readable ones by position.
-
-    Args:
-        classifier: from `load_classifier`.
-        paths: the files.
-        point: the operating point that decides.
-        compute: where the network runs.
-        with_heat: compute the (h, w) heat maps; else they are empty.
-    """
-    column, spec = classifier.column, classifier.spec
-    network = spec.build(compute.device)
-
-    def features_and_heat(images: torch.Tensor) -> torch.Tensor:
-        features, heat = classifier.explain(network, images)
-        return torch.cat([features, heat.flatten(1)], 1)
-
-    rows = [{"file": str(path), column: None, "decision": "", "note": ""} for path in paths]
-    heats: dict[int, np.ndarray] = {}
-    model = features_and_heat if with_heat else network
-    images = ImageFiles(paths, spec.image_size, spec.fit)
-    for done, outputs, bad in run_batches(model, images, spec.image_size, compute):
-        features, maps = np.hsplit(outputs, [spec.width])
-        p = classifier.p_positive(torch.from_numpy(features).float()).tolist()
-        for i, p_one, heat in zip(done, p, maps, strict=True):
-            rows[i] |= {column: p_one, "decision": classifier.decide(p_one, point)}
-            heats[i] = heat.reshape([int(heat.size**0.5)] * 2)
-        for i, reason in bad.items():
-            rows[i]["note"] = f"unreadable: {reason}"
-    return rows, heats
+        save_heat_maps(Path(options.heatmaps), films, spec.fit, compute.workers)
 
 
 def marks_in_pixels(path: Path, heat: np.ndarray, fit: Fit) -> list[dict[str, Any]]:
     """The marks of a film: `p`, and `box`: left, top, right, bottom in the film's own pixels."""
     size = read_grey(path.read_bytes()).size
-    boxes = [(mark.p, to_film(mark.box, size, fit)) for mark in find_marks(heat)]
-    return [
-        {"p": p, "box": np.rint(np.tile(size, 2) * box).astype(int).tolist()} for p, box in boxes
-    ]
+    marks = [(mark.p, to_film(mark.box, size, fit) * size) for mark in find_marks(heat)]
+    return [{"p": p, "box": np.rint(box).astype(int).ravel().tolist()} for p, box in marks]
 
 
 def print_predictions(rows: list[dict], classifier: Classifier, point: str) -> None:
     threshold = classifier.thresholds[point]
     print(f"{classifier.classes[0]} from {threshold:.4f} on (operating point {point})\n")
     print(f"{classifier.column:13}{'decision':16}file")
-    for file, p, decision, note, *marks in (row.values() for row in rows):
+    for row in rows:
+        p, boxes = row[classifier.column], [mark["box"] for mark in row.get("marks", [])]
         shown = "" if p is None else f"{p:.4f}"
-        boxes = [" ".join(map(str, mark["box"])) for mark in marks[0]] if marks else []
-        note = f"marks {', '.join(boxes)}" if boxes else note
-        print(f"{shown:13}{decision:16}{escape_controls(file)}  {note}".rstrip())
+        marks = ", ".join(" ".join(map(str, box)) for box in boxes)
+        note = f"marks {marks}" if marks else row["note"]
+        print(f"{shown:13}{row['decision']:16}{escape_controls(row['file'])}  {note}".rstrip())
 
 
 def write_table(path: Path, rows: list[dict]) -> None:
@@ -147,14 +119,12 @@ def write_table(path: Path, rows: list[dict]) -> None:
     if path.suffix == ".json":
         text.write(json.dumps(rows, indent=2) + "\n")
     else:
-        lines = [[*rows[0]], *(map(as_cell, row.values()) for row in rows)]
-        csv.writer(text, lineterminator="\n").writerows(lines)
+        table = csv.DictWriter(text, rows[0], lineterminator="\n")
+        table.writeheader()
+        for row in rows:
+            table.writerow({k: json.dumps(v) if k == "marks" else v for k, v in row.items()})
     with atomic_write(path) as new:
         new.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
-
-
-def as_cell(value: object) -> object:
-    return json.dumps(value) if isinstance(value, list) else value
 
 
 def save_heat_maps(folder: Path, films: list[tuple], fit: Fit, workers: int) -> None:
@@ -166,22 +136,16 @@ def save_heat_maps(folder: Path, films: list[tuple], fit: Fit, workers: int) -> 
         fit: how the backbone saw the films.
         workers: films at a time.
     """
-    from tqdm.contrib.concurrent import thread_map
-
-    from fracture.evaluation.cam import MARK, draw_boxes, overlay  # matplotlib, for these only
-
     folder.mkdir(parents=True, exist_ok=True)
 
-    def save(number: int, film_and_heat: tuple[Path, np.ndarray, list]) -> None:
-        path, heat, marks = film_and_heat
-        film = read_grey(path.read_bytes())
-        picture = overlay(film, in_frame(heat, film.size, fit))
-        draw_boxes(picture, [np.array(mark["box"]) / np.tile(film.size, 2) for mark in marks], MARK)
-        with atomic_write(folder / f"{number:04}-{path.stem[:50]}.png") as new:
+    def save(i: int) -> None:
+        path, heat, marks = films[i]
+        picture = overlay(read_grey(path.read_bytes()), heat, fit)
+        shares = [np.reshape(mark["box"], (2, 2)) / picture.size for mark in marks]
+        draw_boxes(picture, shares, MARK)
+        with atomic_write(folder / f"{i + 1:04}-{path.stem[:50]}.png") as new:
             picture.save(new, "PNG", compress_level=1)  # half the time of writing
 
-    # Pillow and NumPy release Python's lock.
-    thread_map(
-        save, range(1, len(films) + 1), films,
-        max_workers=max(1, workers), desc="heat maps", unit=" images", disable=None,
-    )  # fmt: skip
+    # Threads are enough: Pillow and NumPy release Python's lock.
+    bar: dict[str, Any] = {"desc": "heat maps", "unit": " images", "disable": None}
+    thread_map(save, range(len(films)), max_workers=max(1, workers), **bar)

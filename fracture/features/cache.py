@@ -28,12 +28,12 @@ class FeatureCache:
     Args:
         cache_dir: holds one folder for each spec, named by the hash of its key.
         key: what the vectors depend on besides the image, including `backbone`.
-        width: numbers in a vector.
+        width: numbers in a vector; of images, their shape.
         dtype: of the numbers, as NumPy writes it.
     """
 
     def __init__(
-        self, cache_dir: Path, key: Mapping[str, Any], width: int, dtype: str = "<f4"
+        self, cache_dir: Path, key: Mapping[str, Any], width: int | tuple, dtype: str = "<f4"
     ) -> None:
         self.key = json.dumps(key, indent=1)
         digest = hashlib.sha256(self.key.encode()).hexdigest()[:16]

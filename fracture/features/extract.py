@@ -6,7 +6,7 @@ The backbone is frozen and the preprocessing has no randomness, so an image's fe
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,15 +66,14 @@ class ImageSpec:
     dtype = "u1"
 
     @property
-    def width(self) -> int:
-        return self.image_size**2
+    def width(self) -> tuple[int, int]:
+        return self.image_size, self.image_size
 
     def build(self, device: torch.device) -> nn.Module:
-        return nn.Flatten().to(device)
+        return nn.Identity().to(device)
 
     def cache_key(self) -> dict[str, Any]:
-        how = {"image_size": self.image_size, "fit": self.fit}
-        return {"backbone": "images", **how, "preprocessing": PREPROCESSING_VERSION}
+        return {"backbone": "images", **asdict(self), "preprocessing": PREPROCESSING_VERSION}
 
 
 @dataclass(frozen=True)
@@ -147,9 +146,7 @@ def cached_images(
     folders: Sequence["SplitFolder"], spec: ImageSpec, cache_dir: Path, compute: Compute
 ) -> list[FeatureSet]:
     """The pixels of split folders, (N, size, size) uint8; each image is decoded once, ever."""
-    sets = cached_features(folders, spec, cache_dir, replace(compute, device=torch.device("cpu")))
-    shape = (-1, spec.image_size, spec.image_size)
-    return [replace(images, features=images.features.view(shape)) for images in sets]
+    return cached_features(folders, spec, cache_dir, replace(compute, device=torch.device("cpu")))
 
 
 def cached_features(

@@ -6,7 +6,7 @@ from scipy.special import logit
 
 from fracture.evaluation.pointing import Mark, find_marks, froc
 
-LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+LEFT, RIGHT = np.array([[(0, 0), (0.5, 1)], [(0.5, 0), (1, 1)]])
 
 
 def test_marks_are_the_hottest_places_apart_from_each_other() -> None:
@@ -16,16 +16,16 @@ def test_marks_are_the_hottest_places_apart_from_each_other() -> None:
     assert len(marks) == 3
     for mark, (row, column) in zip(marks, [(2, 2), (9, 8), (5, 10)], strict=True):
         assert mark.point == pytest.approx(((column + 0.5) / 12, (row + 0.5) / 12), abs=0.04)
-        left, top, right, low = mark.box
+        (left, top), (right, low) = mark.box
         assert left < mark.point[0] < right
         assert top < mark.point[1] < low
     assert [mark.p for mark in marks] == pytest.approx([0.9, 0.6, 0.3], abs=0.1)
-    left, _, right, _ = marks[0].box
+    left, right = marks[0].box[:, 0]
     assert left < 2.5 / 12 < 3.5 / 12 < right  # the neighbour is more than half as probable
 
 
 def mark(p: float, x: float) -> Mark:
-    return Mark(p, (x, 0.5), (x - 0.1, 0.4, x + 0.1, 0.6))
+    return Mark(p, (x, 0.5), np.array([(x - 0.1, 0.4), (x + 0.1, 0.6)]))
 
 
 def test_froc_counts_boxes_found_against_false_marks_a_film() -> None:
