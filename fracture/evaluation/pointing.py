@@ -27,7 +27,7 @@ class Mark:
     Attributes:
         p: the heat's probability at its hottest point.
         point: that point, from the left and from the top.
-        box: around all that is connected with the point and at least half as probable.
+        box: around all that is connected with the point and at least 0.9 times as probable.
     """
 
     p: float
@@ -45,20 +45,22 @@ def in_frame(heat: Array, size: tuple[int, int], fit: Fit) -> Array:
 
 
 def find_marks(heat: Array) -> list[Mark]:
-    """The hottest places that lie apart, the hottest first, at most `MOST_MARKS`.
+    """The hottest places that lie apart, the hottest first.
+
+    At most `MOST_MARKS`, each at least half as probable as the first.
 
     Args:
         heat: (h, w) log-odds.
     """
     p = expit(zoom(heat.astype(np.float64), CELL, order=3, mode="nearest", grid_mode=True))
     size = np.array(p.shape[::-1])
-    peaks = np.argwhere(p == maximum_filter(p, 2 * CELL + 1)).tolist()
+    hot = (p == maximum_filter(p, 2 * CELL + 1)) & (p >= p.max() / 2)
     marks: list[Mark] = []
     taken = np.zeros(p.shape, bool)
-    for y, x in sorted(peaks, key=lambda peak: -p[tuple(peak)]):
+    for y, x in sorted(np.argwhere(hot).tolist(), key=lambda peak: -p[tuple(peak)]):
         if taken[y, x] or len(marks) == MOST_MARKS:
             continue
-        areas, _ = label((p >= p[y, x] / 2) & ~taken)
+        areas, _ = label((p >= 0.9 * p[y, x]) & ~taken)
         rows, columns = find_objects(areas)[areas[y, x] - 1]
         box = np.array([(columns.start, rows.start), (columns.stop, rows.stop)]) / size
         marks.append(Mark(float(p[y, x]), tuple((np.array([x, y]) + 0.5) / size), box))
