@@ -160,10 +160,7 @@ def expose(rng: Generator, tubes: list[Tube], shape: tuple[int, int], scale: flo
 
 
 def radiograph(seed: int, path: Path) -> tuple[dict[str, int], dict[str, int], list[list[float]]]:
-    """Draw a file for its csv row, its size, and its boxes in pixels: left, top, width, height.
-
-    Only breaks and metal depend on the class.
-    """
+    """Draw a file for its csv row, size and boxes; only breaks and metal depend on the class."""
     number, fractured = int(path.stem[3:]), path.parent.name == "Fractured"
     # Three streams of random numbers, so that the look owes nothing to the class.
     rng, look, breaks = (default_rng([seed, number, stream]) for stream in range(3))
@@ -235,13 +232,12 @@ def draw_data_set(root: Path, count: int = 400, seed: int = 42) -> None:
             table = csv.DictWriter(file, [*COLUMNS.split(), *VIEWS], restval=0)
             table.writeheader()
             table.writerows(row | {"image_id": path.name} for path, (row, *_) in rows.items())
-        films = [(path.name, size, boxes) for path, (_, size, boxes) in rows.items() if boxes]
-        images = [{"id": i, "file_name": name, **size} for i, (name, size, _) in enumerate(films)]
-        annotations = [
-            {"image_id": i, "bbox": box} for i, (*_, boxes) in enumerate(films) for box in boxes
-        ]
+        coco: dict[str, list] = {"images": [], "annotations": []}
+        for name, (_, size, boxes) in ((path.name, made) for path, made in rows.items()):
+            coco["images"].append({"id": name, "file_name": name, **size})
+            coco["annotations"] += [{"image_id": name, "bbox": box} for box in boxes]
         (new / FILE).parent.mkdir(parents=True)
-        (new / FILE).write_text(json.dumps({"images": images, "annotations": annotations}))
+        (new / FILE).write_text(json.dumps(coco))
         publish(new, root)
 
 
