@@ -160,10 +160,7 @@ def expose(rng: Generator, tubes: list[Tube], shape: tuple[int, int], scale: flo
 
 
 def radiograph(seed: int, path: Path) -> tuple[dict[str, int], dict[str, int], list[list[float]]]:
-    """Draw a file for its csv row, its size, and its boxes in pixels: left, top, width, height.
-
-    Only breaks and metal depend on the class.
-    """
+    """Draw a file for its csv row, size and boxes; only breaks and metal depend on the class."""
     number, fractured = int(path.stem[3:]), path.parent.name == "Fractured"
     # Three streams of random numbers, so that the look owes nothing to the class.
     rng, look, breaks = (default_rng([seed, number, stream]) for stream in range(3))
@@ -192,9 +189,9 @@ def radiograph(seed: int, path: Path) -> tuple[dict[str, int], dict[str, int], l
     path.parent.mkdir(parents=True, exist_ok=True)
     image.convert("L" if one_channel else "RGB").save(path, quality=90)
     counts = {"hardware": int(hardware), "fractured": int(fractured), "fracture_count": len(sites)}
-    boxes = []
-    for bone, place in ((bones[k], place) for k, place in sites.items()):
-        site, reach = bone.head + place * bone.span, 2.5 * bone.radii[1]
+    boxes = []  # left, top, width and height in pixels
+    for k, place in sites.items():
+        site, reach = bones[k].head + place * bones[k].span, 2.5 * bones[k].radii[1]
         edges = np.array([site.real * flip, site.imag]) + reach * np.array([[-1, -1], [1, 1]])
         first, last = (0.5 + scale * edges / shape[::-1]).clip(0, 1)
         boxes.append(np.ravel([first * image.size, (last - first) * image.size]).tolist())
@@ -237,9 +234,8 @@ def draw_data_set(root: Path, count: int = 400, seed: int = 42) -> None:
             table.writerows(row | {"image_id": path.name} for path, (row, *_) in rows.items())
         films = [(path.name, size, boxes) for path, (_, size, boxes) in rows.items() if boxes]
         images = [{"id": i, "file_name": name, **size} for i, (name, size, _) in enumerate(films)]
-        annotations = [
-            {"image_id": i, "bbox": box} for i, (*_, boxes) in enumerate(films) for box in boxes
-        ]
+        of_film = enumerate(boxes for *_, boxes in films)
+        annotations = [{"image_id": i, "bbox": box} for i, boxes in of_film for box in boxes]
         (new / FILE).parent.mkdir(parents=True)
         (new / FILE).write_text(json.dumps({"images": images, "annotations": annotations}))
         publish(new, root)
