@@ -53,7 +53,7 @@ def find_marks(heat: Array) -> list[Mark]:
         heat: (h, w) log-odds.
     """
     p = expit(zoom(heat.astype(np.float64), CELL, order=3, mode="nearest", grid_mode=True))
-    size = np.array(p.shape[::-1])
+    height, width = p.shape
     hot = (p == maximum_filter(p, 2 * CELL + 1)) & (p >= p.max() / 2)
     marks: list[Mark] = []
     taken = np.zeros(p.shape, bool)
@@ -62,8 +62,9 @@ def find_marks(heat: Array) -> list[Mark]:
             continue
         areas, _ = label((p >= 0.9 * p[y, x]) & ~taken)
         rows, columns = find_objects(areas)[areas[y, x] - 1]
-        box = np.array([(columns.start, rows.start), (columns.stop, rows.stop)]) / size
-        marks.append(Mark(float(p[y, x]), tuple((np.array([x, y]) + 0.5) / size), box))
+        point = (x + 0.5) / width, (y + 0.5) / height
+        box = np.array([(columns.start, rows.start), (columns.stop, rows.stop)]) / (width, height)
+        marks.append(Mark(float(p[y, x]), point, box))
         taken |= areas == areas[y, x]
     return marks
 
