@@ -161,7 +161,7 @@ class Run:
 
 
 def _title(name: str) -> str:
-    return name.replace("_", " ")
+    return name.replace("roc_auc", "ROC-AUC").replace("_", " ")
 
 
 def new_folder(config: Config) -> Path:
