@@ -22,13 +22,11 @@ from typing import Any
 from jsonargparse import Namespace
 
 from fracture.cli import run_script
-from fracture.config import FinetuneConfig, parse_settings, settings_parser
+from fracture.config import FinetuneConfig, training_settings
 
 
 def arguments(argv: Sequence[str] | None = None) -> tuple[FinetuneConfig, Namespace]:
-    parser = settings_parser(FinetuneConfig, __doc__, "[--resume RUN] ")
-    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run")
-    return parse_settings(FinetuneConfig, parser, argv)
+    return training_settings(FinetuneConfig, __doc__, argv)
 
 
 if __name__ == "__main__":
@@ -46,9 +44,8 @@ from fracture.data.split_folder import open_split
 from fracture.distributed import average_gradients
 from fracture.evaluation.metrics import calibrate, fit_join
 from fracture.features.extract import ImageSpec, cached_images, pick_compute
-from fracture.models.backbone import FeatureSpec
+from fracture.models.backbone import configured_spec
 from fracture.models.detector import HEAD_ALONE, Detector, join_scores, predict_scores
-from fracture.models.weights import find_weights
 from fracture.runs.checkpoint import provenance
 from fracture.runs.folder import Run
 from fracture.runs.trained import start_from
@@ -121,9 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     compute = pick_compute(config)
     folders = open_split(config, "train", "val")
     positive = folders[0].classes.index(config.positive_class)
-    weights = find_weights(config.backbone, config.weights, config.seed)
-    spec = FeatureSpec(config.backbone, weights, config.image_size, config.fit, compute.precision)
-    spec.advise()
+    spec = configured_spec(config, compute.precision)
     torch.manual_seed(config.seed)
     has_map = config.box_weight > 0
     network = Detector(spec, positive, config.dropout, has_map, config.mirror).to(compute.device)

@@ -66,7 +66,7 @@ def test(run: TrainedRun, config: Config, compute: Compute) -> None:
     """From test images to metrics, heat maps and a report, in runs/NAME/test/."""
     # Imported here: a single film need not wait for plots and torchvision.
     from fracture.data.split_folder import SplitFolder
-    from fracture.evaluation.cam import explain_test
+    from fracture.evaluation.pointing import explain_test
     from fracture.evaluation.report import write_report
     from fracture.evaluation.test_set import evaluate_test, print_results, write_predictions
     from fracture.runs.tracking import log_test

@@ -18,13 +18,11 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from fracture.cli import run_script
-from fracture.config import Config, parse_settings, settings_parser
+from fracture.config import Config, training_settings
 
 
 def arguments(argv: Sequence[str] | None = None) -> tuple[Config, Namespace]:
-    parser = settings_parser(Config, __doc__, "[--resume RUN] ")
-    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run")
-    return parse_settings(Config, parser, argv)
+    return training_settings(Config, __doc__, argv)
 
 
 if __name__ == "__main__":
@@ -37,9 +35,8 @@ from fracture.data.split_folder import open_split
 from fracture.distributed import RANK
 from fracture.evaluation.metrics import calibrate
 from fracture.features.extract import cached_features, pick_compute
-from fracture.models.backbone import FeatureSpec
+from fracture.models.backbone import configured_spec
 from fracture.models.head import build_head, predict_logits
-from fracture.models.weights import find_weights
 from fracture.runs.checkpoint import provenance
 from fracture.runs.folder import Run
 from fracture.training import minibatches, train_epoch, validate
@@ -57,15 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     compute = pick_compute(config)
     folders = open_split(config, "train", "val")
     positive = folders[0].classes.index(config.positive_class)
-    weights = find_weights(config.backbone, config.weights, config.seed)
-    spec = FeatureSpec(config.backbone, weights, config.image_size, config.fit, compute.precision)
+    spec = configured_spec(config, compute.precision)
     images = (folders, spec, Path(config.cache_dir), compute)
     if RANK > 0:  # torchrun's other processes pass their share of the images, and no more
         cached_features(*images)
         return
-    if weights.path is None:
-        print("WARNING: the backbone's weights are random: good for timing, not for results")
-    spec.advise()
 
     with Run(config, options.resume, provenance(config, spec, folders[0])) as run:
         train, val = cached_features(*images)

@@ -201,6 +201,15 @@ def parse_settings(
         raise InputError(f"settings: {explain(one_line(error), kind)}") from error
 
 
+def training_settings(
+    kind: type[AnyConfig], description: str | None, argv: Sequence[str] | None
+) -> tuple[AnyConfig, Namespace]:
+    """`parse_settings` for a script that trains, with its argument --resume."""
+    parser = settings_parser(kind, description, "[--resume RUN] ")
+    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run")
+    return parse_settings(kind, parser, argv)
+
+
 def read_config(path: Path) -> FinetuneConfig:
     """The settings in a run's or a split's config.yaml, whichever script wrote it.
 

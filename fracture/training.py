@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from fracture.cli import InputError
@@ -51,6 +50,8 @@ def validate(logits: torch.Tensor, labels: torch.Tensor, loss_function: Loss) ->
     Raises:
         InputError: the loss is not finite.
     """
+    from sklearn.metrics import roc_auc_score  # half a second, which infer.py need not wait
+
     loss = loss_function(logits, labels).item()
     if not math.isfinite(loss):
         raise InputError(f"the validation loss is {loss}; try a smaller lr")

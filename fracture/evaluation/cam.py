@@ -1,31 +1,40 @@
-"""Heat maps, drawn over the images they explain, with marks and the data set's own boxes."""
+"""Heat maps: made, marked and drawn over the images that they explain."""
 
 import math
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from scipy.ndimage import find_objects, label, maximum_filter, zoom
 from scipy.special import expit
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
-from fracture.cli import InputError
 from fracture.config import Fit
-from fracture.data.boxes import Box, read_boxes, to_film
-from fracture.data.images import read_grey
-from fracture.data.manifest import source_of
-from fracture.evaluation.pointing import find_marks, froc, in_frame, localisation
-from fracture.features.extract import Compute, FeatureSet, run_batches
+from fracture.data.boxes import Box
+from fracture.features.extract import Compute, run_batches
 from fracture.models.classifier import Classifier
 
-if TYPE_CHECKING:  # torchvision takes a second to import, and a single film does not need it
-    from fracture.data.split_folder import SplitFolder
-
+MOST_MARKS = 3  # on a film
+CELL = 8  # a cell of a heat map is drawn finer, as so many pixels a side
 TRUTH, MARK = "#56B4E9", "#FFFFFF"  # colours of boxes
 
-Films = dict[str, list[tuple[str, float, Image.Image]]]  # by heading: name, probability, heat map
+
+@dataclass(frozen=True)
+class Mark:
+    """A hot place of an image, in shares of its square.
+
+    Attributes:
+        p: the heat's probability at its hottest point.
+        point: that point, from the left and from the top.
+        box: around all that is connected with the point and at least 0.9 times as probable.
+    """
+
+    p: float
+    point: tuple[float, float]
+    box: Box
 
 
 def judge(
@@ -61,69 +70,38 @@ def judge(
             yield (None, None, bad[i]) if i in bad else (*next(good), "")
 
 
-def explain_test(
-    classifier: Classifier, folder: "SplitFolder", images: FeatureSet, compute: Compute
-) -> tuple[Films, dict[str, Any] | None]:
-    """Heat maps of some test films, and how well those of all of them point at fractures.
+def in_frame(heat: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:
+    """Resize an (h, w) heat map to a film of (width, height), undoing `fit`; float32."""
+    side = max(size)
+    frame = size if fit == "squash" else (side, side)
+    left, top = (frame[0] - size[0]) // 2, (frame[1] - size[1]) // 2
+    resized = Image.fromarray(heat.astype(np.float32)).resize(frame, Image.Resampling.BICUBIC)
+    return np.asarray(resized.crop((left, top, left + size[0], top + size[1])))
+
+
+def find_marks(heat: np.ndarray) -> list[Mark]:
+    """The hottest places that lie apart, the hottest first.
+
+    At most `MOST_MARKS`, each at least half as probable as the first.
 
     Args:
-        classifier: from `load_classifier`.
-        folder: the test folder.
-        images: the readable images of it.
-        compute: where the network runs.
-
-    Returns:
-        The films by heading, and the `localisation`, None if the data set has no boxes.
-
-    Raises:
-        InputError: an image has changed since the split was made.
+        heat: (h, w) log-odds.
     """
-    is_positive = (images.labels == classifier.positive_index).numpy()
-    p, rows, fit = classifier.p_positive(images.features), images.rows, classifier.spec.fit
-    heats = heat_maps(classifier, folder, images, compute)
-    marks = [find_marks(heat) for heat in heats]
-    known = read_boxes(source_of(folder.split_dir))
-    names = [Path(row.image).name for row in rows]
-    boxed = {i: known[name] for i, name in enumerate(names) if is_positive[i] and name in known}
-
-    def read_film(i: int) -> Image.Image:
-        return read_grey((folder.split_dir / rows[i].path).read_bytes())
-
-    def picture(i: int) -> Image.Image:
-        film = read_film(i)
-        image = overlay(film, heats[i], fit, longest=400)
-        if i in boxed:
-            draw_boxes(image, boxed[i].boxes, TRUTH)
-        if classifier.has_marks:
-            draw_boxes(image, [to_film(mark.box, film.size, fit) for mark in marks[i]], MARK)
-        return image
-
-    films = {
-        heading: [(names[i], p[i], picture(i)) for i in some]
-        for heading, some in worst_cases(is_positive, p).items()
-    }
-    if not boxed:
-        return films, None
-    scored = ((in_frame(heats[i], read_film(i).size, fit), film.boxes) for i, film in boxed.items())
-    truth = [boxed[i].on_square(fit) if i in boxed else [] for i in range(len(rows))]
-    groups = np.array([row.group for row in rows])
-    return films, localisation(scored) | {"froc": froc(marks, truth, groups)}
-
-
-def heat_maps(
-    classifier: Classifier, folder: "SplitFolder", images: FeatureSet, compute: Compute
-) -> list[np.ndarray]:
-    """The (h, w) heat map of each image, from a pass over its file if need be."""
-    if (stored := classifier.stored_heat(images.features)) is not None:
-        return [*stored.numpy()]
-    readable = [i for i, row in enumerate(folder.rows) if row not in images.unreadable]
-    judged = judge(classifier, Subset(folder, readable), compute, "heat maps")
-    heats = []
-    for row, (_, heat, reason) in zip(images.rows, judged, strict=True):
-        if reason:
-            raise InputError(f"{folder.split_dir / row.path}: {reason}")
-        heats.append(heat)
-    return heats
+    p = expit(zoom(heat.astype(np.float64), CELL, order=3, mode="nearest", grid_mode=True))
+    height, width = p.shape
+    hot = (p == maximum_filter(p, 2 * CELL + 1)) & (p >= p.max() / 2)
+    marks: list[Mark] = []
+    taken = np.zeros(p.shape, bool)
+    for y, x in sorted(np.argwhere(hot).tolist(), key=lambda peak: -p[tuple(peak)]):
+        if taken[y, x] or len(marks) == MOST_MARKS:
+            continue
+        areas, _ = label((p >= 0.9 * p[y, x]) & ~taken)
+        rows, columns = find_objects(areas)[areas[y, x] - 1]
+        point = (x + 0.5) / width, (y + 0.5) / height
+        box = np.array([(columns.start, rows.start), (columns.stop, rows.stop)]) / (width, height)
+        marks.append(Mark(float(p[y, x]), point, box))
+        taken |= areas == areas[y, x]
+    return marks
 
 
 def draw_boxes(image: Image.Image, boxes: Iterable[Box], colour: str) -> None:
@@ -131,16 +109,6 @@ def draw_boxes(image: Image.Image, boxes: Iterable[Box], colour: str) -> None:
     for box in boxes:
         corners = (box * image.size).ravel()
         ImageDraw.Draw(image).rectangle([*corners], outline=colour, width=2)
-
-
-def worst_cases(is_positive: np.ndarray, p: np.ndarray, most: int = 6) -> dict[str, list[int]]:
-    """Positions of the most confident finds, misses and false alarms at 0.5, the clearest first."""
-    order = np.argsort(p).tolist()
-    return {
-        "Clearest finds": [i for i in order[::-1] if is_positive[i] and p[i] >= 0.5][:most],
-        "Worst misses": [i for i in order if is_positive[i] and p[i] < 0.5][:most],
-        "Worst false alarms": [i for i in order[::-1] if not is_positive[i] and p[i] >= 0.5][:most],
-    }
 
 
 def overlay(

@@ -18,8 +18,7 @@ from fracture.cli import InputError, escape_controls
 from fracture.config import Fit
 from fracture.data.boxes import to_film
 from fracture.data.images import ImageFiles, files_below, read_grey
-from fracture.evaluation.cam import MARK, draw_boxes, judge, overlay
-from fracture.evaluation.pointing import find_marks
+from fracture.evaluation.cam import MARK, draw_boxes, find_marks, judge, overlay
 from fracture.features.extract import Compute
 from fracture.models.classifier import Classifier
 

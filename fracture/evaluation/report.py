@@ -10,8 +10,8 @@ import jinja2
 from PIL import Image
 
 from fracture.data.manifest import SPLITS, Row, read_manifest
-from fracture.evaluation.cam import Films
 from fracture.evaluation.plots import draw_plots
+from fracture.evaluation.pointing import Films
 from fracture.evaluation.test_set import TITLES, as_text
 from fracture.features.extract import FeatureSet
 from fracture.runs.trained import TrainedRun

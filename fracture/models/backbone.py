@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fracture.cli import InputError, one_line
-from fracture.config import Fit
+from fracture.config import Config, Fit
 from fracture.data.images import PREPROCESSING_VERSION
 from fracture.distributed import RANK
-from fracture.models.weights import NORMALISATION, Weights, load_tensors
+from fracture.models.weights import NORMALISATION, Weights, find_weights, load_tensors
 
 EFFICIENTNETS = [f"efficientnet-b{i}" for i in range(9)]
 LITE = [f"efficientnet-lite{i}" for i in range(3)]
@@ -108,12 +108,6 @@ class FeatureSpec:
         """The network of the pass: (N, H, W) uint8 images to (N, width)."""
         return build_backbone(self, device)
 
-    def advise(self) -> None:
-        """Print what image size the weights are used to, if it is another."""
-        own = architecture(self.backbone).image_size
-        if own and own != self.image_size and self.weights.path and RANK == 0:
-            print(f"{self.backbone} was pretrained at {own} pixels; --image_size {own} uses that")
-
     def cache_key(self) -> dict[str, Any]:
         """The spec in plain values, without this machine's paths; equal for equal features."""
         own = architecture(self.backbone).normalisation
@@ -126,6 +120,21 @@ class FeatureSpec:
             "precision": self.precision.replace("bfloat16", "bfloat16, weights too"),
             "preprocessing": PREPROCESSING_VERSION,
         }
+
+
+def configured_spec(config: Config, precision: str) -> FeatureSpec:
+    """The configured backbone with its weights; prints what to know about them.
+
+    Raises:
+        InputError: there is no such backbone, or no such weights.
+    """
+    weights = find_weights(config.backbone, config.weights, config.seed)
+    own = architecture(config.backbone).image_size
+    if weights.path is None and RANK == 0:
+        print("WARNING: the backbone's weights are random: good for timing, not for results")
+    elif own and own != config.image_size and RANK == 0:
+        print(f"{config.backbone} was pretrained at {own} pixels; --image_size {own} uses that")
+    return FeatureSpec(config.backbone, weights, config.image_size, config.fit, precision)
 
 
 class Backbone(nn.Module):

@@ -25,8 +25,8 @@ class Detector(nn.Module):
     """Images to two logits, and one log-odds for each cell of a map: does a fracture box touch it?
 
     All of it is trained. An EfficientNet's BatchNorms are fused into its convolutions: their
-    statistics stay as they are, and a step on a CPU takes three quarters of the time. Those of a
-    network of timm's keep their statistics too, as the backbone is always in eval mode.
+    statistics stay as they are, and a step on a CPU is faster. Those of a network of timm's keep
+    their statistics too, as the backbone is always in eval mode.
 
     The map joins an EfficientNet's last feature maps (stride 32) with those before the last
     downsampling (stride 16), as in a feature pyramid (Lin et al., CVPR 2017, sec. 3); of a network

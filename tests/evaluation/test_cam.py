@@ -53,7 +53,7 @@ def test_a_hot_corner_stays_there(fit: Fit, size: tuple, corner: str, tmp_path: 
     grey[top : top + 100, left : left + 100] = 255
     Image.fromarray(grey).save(film := tmp_path / "film.png")
     view = load_image(film.read_bytes(), 224, fit)
-    heat = pointing.in_frame(view.reshape(14, 16, 14, 16).mean((1, 3)), size, fit)
+    heat = cam.in_frame(view.reshape(14, 16, 14, 16).mean((1, 3)), size, fit)
     assert ((heat > 128) != (grey > 0)).mean() < 0.02
 
 
@@ -95,8 +95,8 @@ def test_localisation_is_scored_beside_what_chance_gives() -> None:
 def test_the_worst_cases_come_first_and_are_errors() -> None:
     truth = np.array([1, 1, 1, 0, 0, 0, 1, 0], bool)
     p = np.array([0.4, 0.1, 0.5, 0.5, 0.9, 0.49, 0.2, 0.7])
-    assert [*cam.worst_cases(truth, p, 2).values()] == [[2], [1, 6], [4, 7]]
-    assert [*cam.worst_cases(truth, p).values()] == [[2], [1, 6, 0], [4, 7, 3]]
+    assert [*pointing.worst_cases(truth, p, 2).values()] == [[2], [1, 6], [4, 7]]
+    assert [*pointing.worst_cases(truth, p).values()] == [[2], [1, 6, 0], [4, 7, 3]]
 
 
 def test_fractures_are_scored_on_unchanged_films(films: list[str], tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import logit
 
-from fracture.evaluation.pointing import Mark, find_marks, froc
+from fracture.evaluation.cam import Mark, find_marks
+from fracture.evaluation.pointing import froc
 
 LEFT, RIGHT = np.array([[(0, 0), (0.5, 1)], [(0.5, 0), (1, 1)]])
 
