@@ -12,6 +12,7 @@ the run's checkpoint, not from config.yaml. So does the split, if config.yaml
 names another one. Test images choose nothing.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def test(run: TrainedRun, config: Config, compute: Compute) -> None:
     """From test images to metrics, heat maps and a report, in runs/NAME/test/."""
     # Imported here: a single film need not wait for plots and torchvision.
     from fracture.data.split_folder import SplitFolder
-    from fracture.evaluation.pointing import explain_test
+    from fracture.evaluation.pointing import explain_test, localisation
     from fracture.evaluation.report import write_report
     from fracture.evaluation.test_set import evaluate_test, print_results, write_predictions
     from fracture.runs.tracking import log_test
@@ -82,8 +83,10 @@ def test(run: TrainedRun, config: Config, compute: Compute) -> None:
         digest = write_predictions(new / "predictions.csv", classifier, images)
         results = run.metadata() | {"unreadable": len(images.unreadable)}
         results |= {"predictions_sha256": digest, **evaluate_test(classifier, images, split_dir)}
-        films, results["localisation"] = explain_test(classifier, folder, images, compute)
-        write_report(new, run, images, results, films, split_dir)
+        pictures, films = explain_test(classifier, folder, images, compute)
+        results["localisation"] = localisation(films)
+        (new / "films.json").write_text(json.dumps(films))
+        write_report(new, run, images, results, pictures, split_dir)
         publish(new, run.folder / "test", replace=True)
     print_results(results)
     log_test(wandb_mode, config.wandb_project, run.folder, results)

@@ -21,7 +21,7 @@ from fracture.data.manifest import Row
 from fracture.data.splitting import assign_splits, scan_dataset
 from fracture.evaluation.metrics import evaluate_decisions, evaluate_ranking, group_bootstrap
 from fracture.features.extract import Compute, run_batches
-from fracture.models.backbone import FeatureSpec, build_backbone
+from fracture.models.backbone import FeatureSpec
 from fracture.models.head import build_head, predict_logits
 from fracture.models.weights import find_weights
 from fracture.training import minibatches, selection_key, train_epoch, validate
@@ -35,7 +35,7 @@ def lite0_features(paths: Sequence[Path]) -> torch.Tensor:
     weights = find_weights("efficientnet-lite0", "imagenet", 0)
     spec = FeatureSpec("efficientnet-lite0", weights, 224, "squash", "float32")
     compute = Compute(torch.device("cpu"), "float32", workers=0)
-    backbone = build_backbone(spec, compute.device)
+    backbone = spec.build(compute.device)
     batches = run_batches(backbone, ImageFiles(paths, 224, "squash"), 224, compute)
     return torch.cat([torch.from_numpy(features) for _, features, _ in batches])
 

@@ -37,7 +37,7 @@ from fracture.data.images import load_image
 from fracture.data.splitting import assign_splits, scan_dataset, write_splits
 from fracture.data.synthetic import draw_data_set
 from fracture.features.extract import FEATURE_BATCH
-from fracture.models.backbone import FeatureSpec, architecture, build_backbone
+from fracture.models.backbone import FeatureSpec, architecture
 from fracture.models.head import build_head
 from fracture.models.weights import NORMALISATION, find_weights
 
@@ -140,7 +140,7 @@ def backbone_ours(task: Task) -> float:
     weights = find_weights(task.backbone, "none", 0)
     precision = "bfloat16" if task.device == "cuda" else "float32"
     spec = FeatureSpec(task.backbone, weights, 224, "squash", precision)
-    backbone = build_backbone(spec, torch.device(task.device))
+    backbone = spec.build(torch.device(task.device))
     size = FEATURE_BATCH[task.device]
     images = torch.zeros(size, 224, 224, dtype=torch.uint8, device=task.device)
     return _forward(task, lambda: backbone(images), size)

@@ -21,7 +21,9 @@ OPERATING_POINTS = ("protocol", "sensitivity90", "youden")  # the first decides 
 MACHINE_PATHS = ("data_root", "data_url", "split_dir", "cache_dir")
 
 Fit = Literal["squash", "letterbox"]
+VIEW = r"(squash|letterbox)-[1-9]\d\d(-mirror)?"
 WandbMode = Literal["auto", "online", "offline", "disabled"]
+AnyConfig = TypeVar("AnyConfig", bound="Config")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Config:
     weights: str
     image_size: int
     fit: Fit
+    views: list[str]
+    average_views: bool
     epochs: int
     batch_size: int
     lr: float
@@ -62,6 +66,7 @@ class Config:
 
     def __post_init__(self) -> None:
         parts, run, workers = self.fractions, self.run or "any", self.workers
+        good_views = all(re.fullmatch(VIEW, view) for view in self.views)
         a_split = min(parts) > 0 and abs(sum(parts) - 1) < 1e-6
         for name, fits, allowed in (
             ("data_url", is_https(self.data_url), "an https:// address"),
@@ -70,6 +75,7 @@ class Config:
             ("folds", self.folds == 0 or 3 <= self.folds <= 100, "0 (no folds), or 3 to 100"),
             ("run", re.fullmatch(r"\w[\w.-]{,99}", run) and run != "latest", "a plain folder name"),
             ("image_size", 32 <= self.image_size <= 2048, "32 to 2048"),
+            ("views", good_views, "FIT-SIZE or FIT-SIZE-mirror, of 100 to 999 pixels"),
             ("epochs", self.epochs >= 1, "1 or more"),
             ("batch_size", self.batch_size >= 1, "1 or more"),
             ("lr", 0 < self.lr < float("inf"), "a number greater than 0"),
@@ -117,9 +123,6 @@ class FinetuneConfig(Config):
             self.check(name, 0 <= getattr(self, name) <= 0.5, "0 to 0.5")
         self.check("turn", 0 <= self.turn <= 180, "0 to 180")
         self.check("clip", self.clip > 0, "a number greater than 0")
-
-
-AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def is_https(address: str) -> bool:

@@ -1,5 +1,6 @@
 """A split's train, val or test folder as torchvision reads it, with what the manifest adds."""
 
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -41,6 +42,12 @@ class SplitFolder(ImageFolder):
             fault = missing if odd[0] in listed else f"is not in {FILE_NAME}; move it away"
             raise InputError(f"{split_dir / odd[0]} {fault} ({len(odd)} such files)")
         self.rows = [listed[path] for path in there]
+
+    def resized(self, size: int, fit: Fit) -> "SplitFolder":
+        """The same images, seen otherwise."""
+        other = copy(self)
+        other.size, other.fit = size, fit
+        return other
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, str]:
         path, label = self.samples[index]

@@ -1,7 +1,7 @@
 """Heat maps: made, marked and drawn over the images that they explain."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from fracture.config import Fit
 from fracture.data.boxes import Box
 from fracture.features.extract import Compute, run_batches
+from fracture.models.backbone import FeatureSpec
 from fracture.models.classifier import Classifier
 
 MOST_MARKS = 3  # on a film
@@ -38,36 +39,60 @@ class Mark:
 
 
 def judge(
-    classifier: Classifier, images: Dataset, compute: Compute, title: str, with_heat: bool = True
+    classifier: Classifier,
+    read_images: Callable[[int, Fit], Dataset],
+    compute: Compute,
+    with_heat: bool = True,
+    known: torch.Tensor | None = None,
 ) -> Iterator[tuple[Any, Any, str]]:
     """What a classifier says of images, in order.
 
     Args:
         classifier: from `load_classifier`.
-        images: as for `run_batches`.
+        read_images: image size and fit to the images as `run_batches` takes them.
         compute: where the network runs.
-        title: of the progress bar.
         with_heat: compute the heat maps; else they are empty.
+        known: the (N, width) features, where only the heat maps are missing.
 
     Yields:
         An image's calibrated probability, its (h, w) heat map in log-odds, and ""; or None, None,
         and why it is unreadable.
     """
     spec = classifier.spec
-    network = spec.build(compute.device)
+    first, *more = spec.views
+    others = [
+        _features(view, read_images(view.image_size, view.fit), compute)
+        for view in (more if known is None else [])
+    ]
+    network, images = first.build(compute.device), read_images(first.image_size, first.fit)
 
     def features_and_heat(batch: torch.Tensor) -> torch.Tensor:
         features, heat = classifier.explain(network, batch)
         return torch.cat([features, heat.flatten(1)], 1)
 
     model = features_and_heat if with_heat else network
-    for done, outputs, bad in run_batches(model, images, spec.image_size, compute, title):
-        features, maps = np.hsplit(outputs, [spec.width])
-        p = classifier.p_positive(torch.from_numpy(features).float()).tolist()
-        side = math.isqrt(maps.shape[1])  # a square's map is square
-        good = zip(p, maps.reshape(len(done), side, side), strict=True)
+    for done, outputs, bad in run_batches(model, images, first.image_size, compute, first.title):
+        features, maps = (torch.from_numpy(part) for part in np.hsplit(outputs, [first.width]))
+        if known is None:
+            features = spec.merge([features.float(), *(other[done] for other in others)])
+        else:
+            features = known[done]
+        log_odds = torch.from_numpy(classifier.log_odds(features) / classifier.temperature)
+        if more:  # of a linear head the map's mean is then the image's log-odds, as with one view
+            maps += log_odds[:, None] - maps.mean(1, keepdim=True)
+        p, side = log_odds.sigmoid(), math.isqrt(maps.shape[1])  # maps are square
+        good = zip(p.tolist(), maps.reshape(len(done), side, side).numpy(), strict=True)
         for i in sorted([*done, *bad]):
             yield (None, None, bad[i]) if i in bad else (*next(good), "")
+
+
+def _features(view: FeatureSpec, images: Dataset, compute: Compute) -> torch.Tensor:
+    """(N, width) features of one view; zeros for unreadable images."""
+    found = torch.zeros(len(images), view.width)  # type: ignore[arg-type]
+    network = view.build(compute.device)
+    for done, vectors, _ in run_batches(network, images, view.image_size, compute, view.title):
+        found[done] = torch.from_numpy(vectors)
+    return found
 
 
 def in_frame(heat: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:

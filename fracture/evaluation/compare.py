@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ from scipy.stats import binomtest
 from fracture.cli import InputError, one_line
 from fracture.evaluation import metrics
 from fracture.evaluation.metrics import Array
-from fracture.evaluation.test_set import TITLES, as_text, print_table
+from fracture.evaluation.pointing import localisation
+from fracture.evaluation.test_set import (
+    TITLES,
+    as_text,
+    print_localisation,
+    print_points,
+    print_table,
+)
 from fracture.models.classifier import p_column
 from fracture.runs.folder import find_run
 
@@ -82,18 +90,36 @@ def compare_runs(names: list[str]) -> None:
 def pool_runs(names: list[str]) -> None:
     """Print the metrics of each run, and of all together: every image predicted out of fold.
 
+    Each fold decides at its own thresholds, which its own validation images chose.
+
     Raises:
-        InputError: two of the runs tested the same image.
+        InputError: two of the runs tested the same image, or one was tested by an older version.
     """
     pooled: Table = {}
-    tested = [read_tested(find_run(name)) for name in names]
+    decided: dict[str, list[Array]] = defaultdict(list)
+    films: list[dict[str, Any]] = []
     print(f"{'run':24}{'images':>8}  {'accuracy':24}{'ROC-AUC':24}")
-    for table, results in tested:
+    for run in map(find_run, names):
+        table, results = read_tested(run)
         if twice := pooled.keys() & table.keys():
             raise InputError(f"two runs tested {min(twice)}: they are not folds of one split")
+        if not (file := run / "test/films.json").is_file():
+            raise InputError(f"{file}: no such file; first: python infer.py --run {run.name}")
+        films += json.loads(file.read_text())
         pooled |= table
+        p = columns(table, [*table])[1]
+        for name, point in results["operating_points"].items():
+            decided[name].append(p >= point["threshold"])
         accuracy, auc = as_text(results["accuracy"]), as_text(results["roc_auc"])
-        print(f"{results['run'][:23]:24}{len(table):8,}  {accuracy:24}{auc}")
-    truth, p, groups = columns(pooled, sorted(pooled))
+        print(f"{run.name[:23]:24}{len(table):8,}  {accuracy:24}{auc}")
+    truth, p, groups = columns(pooled, [*pooled])
+    weights = metrics.group_bootstrap(groups)
     print(f"\nall {len(names)} together, each image predicted by a model that never saw it")
-    print_table(metrics.evaluate(truth, p, metrics.group_bootstrap(groups)))
+    print_table(metrics.evaluate(truth, p, weights))
+    print_points(
+        {
+            name: metrics.evaluate_decisions(truth, np.concatenate(parts), weights)
+            for name, parts in decided.items()
+        }
+    )
+    print_localisation(localisation(films))

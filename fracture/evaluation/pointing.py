@@ -1,7 +1,6 @@
 """How well the heat maps of test images, and the marks on them, find fracture boxes."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from scipy.special import expit
 from torch.utils.data import Subset
 
 from fracture.cli import InputError
+from fracture.config import Fit
 from fracture.data.boxes import Box, read_boxes, to_film
 from fracture.data.images import read_grey
 from fracture.data.manifest import source_of
@@ -32,13 +32,15 @@ from fracture.models.classifier import Classifier
 
 FALSE_MARKS = (0.25, 0.5, 1, 2)  # a film, at which FROC is reported
 
-Films = dict[str, list[tuple[str, float, Image.Image]]]  # by heading: name, probability, heat map
+Pictures = dict[
+    str, list[tuple[str, float, Image.Image]]
+]  # by heading: name, probability, heat map
 
 
 def explain_test(
     classifier: Classifier, folder: SplitFolder, images: FeatureSet, compute: Compute
-) -> tuple[Films, dict[str, Any] | None]:
-    """Heat maps of some test films, and how well those of all of them point at fractures.
+) -> tuple[Pictures, list[dict[str, Any]]]:
+    """Heat maps of some test films, and how those of all of them point at fractures.
 
     Args:
         classifier: from `load_classifier`.
@@ -47,7 +49,7 @@ def explain_test(
         compute: where the network runs.
 
     Returns:
-        The films by heading, and the `localisation`, None if the data set has no boxes.
+        The pictures by heading, and each film's marks and heat as `localisation` takes them.
 
     Raises:
         InputError: an image has changed since the split was made.
@@ -72,16 +74,18 @@ def explain_test(
             draw_boxes(image, [to_film(mark.box, film.size, fit) for mark in marks[i]], MARK)
         return image
 
-    films = {
+    pictures = {
         heading: [(names[i], p[i], picture(i)) for i in some]
         for heading, some in worst_cases(is_positive, p).items()
     }
-    if not boxed:
-        return films, None
-    scored = ((in_frame(heats[i], read_film(i).size, fit), film.boxes) for i, film in boxed.items())
-    truth = [boxed[i].on_square(fit) if i in boxed else [] for i in range(len(rows))]
-    groups = np.array([row.group for row in rows])
-    return films, localisation(scored) | {"froc": froc(marks, truth, groups)}
+    found = []
+    for i, row in enumerate(rows):
+        film = {"image": row.image, "group": row.group}
+        film |= count_marks(marks[i], boxed[i].on_square(fit) if i in boxed else [])
+        if i in boxed:
+            film |= score_heat(in_frame(heats[i], read_film(i).size, fit), boxed[i].boxes)
+        found.append(film)
+    return pictures, found
 
 
 def heat_maps(
@@ -91,7 +95,11 @@ def heat_maps(
     if (stored := classifier.stored_heat(images.features)) is not None:
         return [*stored.numpy()]
     readable = [i for i, row in enumerate(folder.rows) if row not in images.unreadable]
-    judged = judge(classifier, Subset(folder, readable), compute, "heat maps")
+
+    def read_images(size: int, fit: Fit) -> Subset:
+        return Subset(folder.resized(size, fit), readable)
+
+    judged = judge(classifier, read_images, compute, known=images.features)
     heats = []
     for row, (_, heat, reason) in zip(images.rows, judged, strict=True):
         if reason:
@@ -122,59 +130,82 @@ def inside(boxes: Sequence[Box], shape: tuple[int, ...]) -> Array:
     return np.any([contains(box, x, y[:, None]) for box in boxes], axis=0)
 
 
-def localisation(films: Iterable[tuple[Array, Sequence[Box]]]) -> dict[str, Any]:
-    """How often the hottest pixel lies in a box, and how much of the heat does.
+def count_marks(marks: Sequence[Mark], truth: Sequence[Box]) -> dict[str, Any]:
+    """How many boxes a film has, and the scores of those found and of the false marks.
+
+    A mark finds every box that its point lies in; in none, it is false.
+
+    Args:
+        marks: of the film.
+        truth: its boxes, in shares of its square; none where nothing is fractured.
+    """
+    hits = [[mark.p for mark in marks if contains(box, *mark.point)] for box in truth]
+    false = [m.p for m in marks if not any(contains(box, *m.point) for box in truth)]
+    return {"boxes": len(truth), "found": [max(hit) for hit in hits if hit], "false": false}
+
+
+def score_heat(heat: Array, boxes: Sequence[Box]) -> dict[str, Any]:
+    """Does the hottest pixel lie in a box, and how much of the heat does?
 
     The pointing game (Zhang et al., IJCV 126:1084, 2018, without its tolerance) and the energy in
     the box (Wang et al., "Score-CAM", CVPRW 2020, sec. 4.3), beside those of maps without
     knowledge: uniform heat, or a blob in the middle (standard deviation: a quarter of a side).
 
     Args:
-        films: (height, width) log-odds and boxes of each; energy is the heat's probability.
+        heat: (height, width) log-odds; energy is their probability.
+        boxes: in shares of the film.
     """
-    hits, energies = defaultdict(list), defaultdict(list)
-    for heat, boxes in films:
-        in_box = inside(boxes, heat.shape)
-        y, x = (np.linspace(-1, 1, length) for length in heat.shape)
-        blob = np.exp(-2 * (x**2 + y[:, None] ** 2))
-        for who, picture, energy in (("map", heat, expit(heat)), ("centred blob", blob, blob)):
-            hits[who].append(bool(in_box.flat[picture.argmax()]))
-            energies[who].append(energy[in_box].sum() / energy.sum())
-        energies["uniform"].append(in_box.mean())  # also the chance that a random pixel hits
-    n = len(energies["uniform"])
-    weights = metrics.group_bootstrap(np.arange(n))
-    game = {who: metrics.proportion(sum(h), n) for who, h in hits.items()}
-    share = {who: metrics.metric(weights @ np.array(e) / n, n) for who, e in energies.items()}
-    return {"pointing_game": game | {"uniform": share["uniform"]}, "energy_in_box": share}
+    in_box = inside(boxes, heat.shape)
+    y, x = (np.linspace(-1, 1, length) for length in heat.shape)
+    blob, p = np.exp(-2 * (x**2 + y[:, None] ** 2)), expit(heat)
+    hit = {who: bool(in_box.flat[m.argmax()]) for who, m in (("map", heat), ("centred blob", blob))}
+    energy = {
+        who: float(m[in_box].sum() / m.sum()) for who, m in (("map", p), ("centred blob", blob))
+    }
+    return {"hit": hit, "energy": energy | {"uniform": float(in_box.mean())}}
 
 
-def froc(
-    marks: Sequence[Sequence[Mark]], boxes: Sequence[Sequence[Box]], groups: Array
-) -> dict[str, Any]:
-    """Free-response ROC (Bunch et al., Proc. SPIE 127:124, 1977): boxes found for false marks.
+def localisation(films: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The pointing game, the energy in the boxes and FROC; None if no film has a box.
 
-    A mark finds every box that its point lies in; in none, it is false.
+    Uniform heat's share in the boxes is also the chance that a random pixel hits.
 
     Args:
-        marks: of each image.
-        boxes: of each image, in shares of its square; none where nothing is fractured.
-        groups: (N,) group of each image.
+        films: what `count_marks` says of each, its group, and of films with boxes `score_heat`.
+    """
+    boxed = [film for film in films if film["boxes"]]
+    if not boxed:
+        return None
+    n, weights = len(boxed), metrics.group_bootstrap(np.arange(len(boxed)))
+    hits = {who: sum(film["hit"][who] for film in boxed) for who in boxed[0]["hit"]}
+    game = {who: metrics.proportion(count, n) for who, count in hits.items()}
+    energy = {
+        who: metrics.metric(weights @ np.array([film["energy"][who] for film in boxed]) / n, n)
+        for who in boxed[0]["energy"]
+    }
+    game["uniform"] = energy["uniform"]
+    return {"pointing_game": game, "energy_in_box": energy, "froc": froc(films)}
+
+
+def froc(films: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Free-response ROC (Bunch et al., Proc. SPIE 127:124, 1977): boxes found for false marks.
+
+    Args:
+        films: what `count_marks` says of each, and its group.
 
     Returns:
         `curve`, the false marks a film and the share of boxes found at every threshold, and
         `sensitivity` with its interval at each of `FALSE_MARKS`; n is the number of boxes.
     """
-    found: list[tuple[bool, float, int]] = []  # is it a box, its score, its film
-    for film, (own, truth) in enumerate(zip(marks, boxes, strict=True)):
-        for mark in own:
-            if not any(contains(box, *mark.point) for box in truth):
-                found.append((False, mark.p, film))
-        for box in truth:
-            if scores := [mark.p for mark in own if contains(box, *mark.point)]:
-                found.append((True, max(scores), film))
-    is_box, p, film_of = (np.array(column) for column in zip(*found, strict=True))
-    weights = metrics.group_bootstrap(groups)
-    count = weights @ np.array([len(truth) for truth in boxes])
+    events = [  # is it a box, its score, its film
+        (kind == "found", p, i)
+        for i, film in enumerate(films)
+        for kind in ("found", "false")
+        for p in film[kind]
+    ]
+    is_box, p, film_of = (np.array(column) for column in zip(*events, strict=True))
+    weights = metrics.group_bootstrap(np.array([film["group"] for film in films]))
+    count = weights @ np.array([film["boxes"] for film in films])
     true, false = metrics.cumulative_counts(is_box, p, weights[:, film_of])
     rate = false / weights.sum(1, keepdims=True)
     with np.errstate(invalid="ignore"):  # a draw without boxes

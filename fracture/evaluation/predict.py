@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,8 @@ def predict_files(
     if out and (out.suffix not in (".csv", ".json") or not out.parent.is_dir()):
         raise InputError(f"--out {out}: needs a name in .csv or .json, in a folder that exists")
     spec, rows, films = classifier.spec, [], []
-    images = ImageFiles(paths, spec.image_size, spec.fit)
     with_heat = bool(options.heatmaps or classifier.has_marks)
-    judged = judge(classifier, images, compute, "backbone", with_heat)
+    judged = judge(classifier, partial(ImageFiles, paths), compute, with_heat)
     for path, (p, heat, reason) in zip(paths, judged, strict=True):
         decision = "" if reason else classifier.decide(p, options.at)
         note = f"unreadable: {reason}" if reason else ""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fracture.data.manifest import SPLITS, Row, read_manifest
 from fracture.evaluation.plots import draw_plots
-from fracture.evaluation.pointing import Films
+from fracture.evaluation.pointing import Pictures
 from fracture.evaluation.test_set import TITLES, as_text
 from fracture.features.extract import FeatureSet
 from fracture.runs.trained import TrainedRun
@@ -20,7 +20,12 @@ TEMPLATE = Path(__file__).with_name("report.html")
 
 
 def write_report(
-    folder: Path, run: TrainedRun, images: FeatureSet, results: dict, films: Films, split_dir: Path
+    folder: Path,
+    run: TrainedRun,
+    images: FeatureSet,
+    results: dict,
+    pictures: Pictures,
+    split_dir: Path,
 ) -> None:
     """Write metrics.json, plots/*.png and report.html.
 
@@ -29,7 +34,7 @@ def write_report(
         run: the tested run.
         images: the test images.
         results: the content of metrics.json.
-        films: from `explain_test`.
+        pictures: from `explain_test`.
         split_dir: of the run's split.
     """
     (folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -43,7 +48,7 @@ def write_report(
     environment.globals = {"titles": TITLES, "text": as_text, "data_uri": data_uri}
     flow = image_flow(read_manifest(split_dir)[0])
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    page = template.render(results=results, run=run, plots=plots, films=films, flow=flow)
+    page = template.render(results=results, run=run, plots=plots, pictures=pictures, flow=flow)
     # backslashreplace: file names need not be valid text
     (folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
 

@@ -148,11 +148,22 @@ def print_results(results: dict[str, Any]) -> None:
     for name, found in results["baselines"].items():
         cells = [f"{TITLES[key]} {as_text(metric)}" for key, metric in found.items()]
         print(f"{name:20}{', '.join(cells)}")
+    print_points(results["operating_points"])
+    print_localisation(results["localisation"])
+
+
+def print_points(points: dict[str, Any]) -> None:
+    """Print the operating points; where folds are pooled, each has its own threshold."""
     print(f"\n{'operating point':17}{'from':>7}  {'sensitivity':24}{'specificity':24}")
-    for name, point in results["operating_points"].items():
+    for name, point in points.items():
+        threshold = f"{point['threshold']:7.4f}" if "threshold" in point else f"{'':7}"
         sensitivity, specificity = as_text(point["sensitivity"]), as_text(point["specificity"])
-        print(f"{name:17}{point['threshold']:7.4f}  {sensitivity:24}{specificity}")
-    if localisation := results["localisation"]:
+        print(f"{name:17}{threshold}  {sensitivity:24}{specificity}")
+
+
+def print_localisation(localisation: dict[str, Any] | None) -> None:
+    """Print the pointing game, the heat in the boxes and FROC, if there are boxes."""
+    if localisation:
         game, energy = localisation["pointing_game"], localisation["energy_in_box"]
         print(f"\nheat maps: hottest pixel in a fracture box, {game['map']['n']} test images")
         for who in game:

@@ -7,6 +7,8 @@ The backbone is frozen and the preprocessing has no randomness, so an image's fe
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import compress
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,19 +148,14 @@ def cached_images(
     folders: Sequence["SplitFolder"], spec: ImageSpec, cache_dir: Path, compute: Compute
 ) -> list[FeatureSet]:
     """The pixels of split folders, (N, size, size) uint8; each image is decoded once, ever."""
-    return cached_features(folders, spec, cache_dir, replace(compute, device=torch.device("cpu")))
+    known = _known_features(folders, spec, cache_dir, replace(compute, device=torch.device("cpu")))
+    return [_feature_set(folder, [known], itemgetter(0)) for folder in folders]
 
 
 def cached_features(
-    folders: Sequence["SplitFolder"],
-    spec: FeatureSpec | ImageSpec,
-    cache_dir: Path,
-    compute: Compute,
+    folders: Sequence["SplitFolder"], spec: FeatureSpec, cache_dir: Path, compute: Compute
 ) -> list[FeatureSet]:
-    """The features of split folders; images that are not in the cache pass the network once.
-
-    With everything in the cache, no image is opened and no network is built. Of several processes
-    that torchrun started, each passes and appends its own share.
+    """The features of split folders, of all views; each view passes the network once.
 
     Args:
         folders: of train, val or test.
@@ -169,6 +166,22 @@ def cached_features(
     Raises:
         InputError: features are not finite, or a folder has no readable image of a class.
     """
+    known = [_known_features(folders, view, cache_dir, compute) for view in spec.views]
+    return [_feature_set(folder, known, spec.merge) for folder in folders]
+
+
+def _known_features(
+    folders: Sequence["SplitFolder"],
+    spec: FeatureSpec | ImageSpec,
+    cache_dir: Path,
+    compute: Compute,
+) -> dict[str, np.ndarray]:
+    """The features of one view by digest; images that are not in the cache pass the network.
+
+    With everything in the cache, no image is opened and no network is built. Of several processes
+    that torchrun started, each passes and appends its own share.
+    """
+    folders = [folder.resized(spec.image_size, spec.fit) for folder in folders]
     cache = FeatureCache(cache_dir, spec.cache_key(), spec.width, spec.dtype)
     rows = [row for folder in folders for row in folder.rows]
     position = {row.sha256: i for i, row in enumerate(rows)}  # one pass serves all copies of a file
@@ -191,19 +204,24 @@ def cached_features(
             cache.append([digests[i] for i in done], vectors)
         barrier()
         known = cache.load()
-    return [_feature_set(folder, known) for folder in folders]
+    return known
 
 
-def _feature_set(folder: "SplitFolder", known: Mapping[str, np.ndarray]) -> FeatureSet:
-    """Look up a folder's features; what is still not known could not be read."""
-    rows = [row for row in folder.rows if row.sha256 in known]
+def _feature_set(
+    folder: "SplitFolder",
+    known: Sequence[Mapping[str, np.ndarray]],
+    merge: Callable[[list[torch.Tensor]], torch.Tensor],
+) -> FeatureSet:
+    """Look up and merge a folder's features of all views; the others could not be read."""
+    good = [all(row.sha256 in view for view in known) for row in folder.rows]
+    rows = [*compress(folder.rows, good)]
     labels = torch.tensor([folder.class_to_idx[row.label] for row in rows])
     for label, index in folder.class_to_idx.items():
         if index not in labels:
             raise InputError(f"{folder.root}: no readable image of {label}")
-    features = torch.from_numpy(np.stack([known[row.sha256] for row in rows]))
-    failed = [i for i, row in enumerate(folder.rows) if row.sha256 not in known]
+    views = [torch.from_numpy(np.stack([view[row.sha256] for row in rows])) for view in known]
+    failed = [i for i, readable in enumerate(good) if not readable]
     unreadable = {folder.rows[i]: folder[i][2] or "not readable at first" for i in failed}
     for row, reason in unreadable.items():
         print(f"left out, unreadable: {escape_controls(row.image)}: {reason}")
-    return FeatureSet(features, labels, rows, unreadable)
+    return FeatureSet(merge(views), labels, rows, unreadable)

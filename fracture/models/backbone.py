@@ -2,18 +2,18 @@
 
 import ctypes
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fracture.cli import InputError, one_line
 from fracture.config import Config, Fit
 from fracture.data.images import PREPROCESSING_VERSION
 from fracture.distributed import RANK
+from fracture.models.fusing import fuse_batchnorm
 from fracture.models.weights import NORMALISATION, Weights, find_weights, load_tensors
 
 EFFICIENTNETS = [f"efficientnet-b{i}" for i in range(9)]
@@ -89,29 +89,62 @@ def _before_last_stride(network: Any) -> nn.Module:
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """Everything that a feature vector depends on besides the image."""
+    """Everything that a feature vector depends on besides the image.
+
+    Attributes:
+        mirror: the backbone sees the mirror image.
+        more: further views of the same image; heat maps show the first one alone.
+        averaged: the views' features are averaged, not joined.
+    """
 
     backbone: str
     weights: Weights
     image_size: int
     fit: Fit
     precision: str
+    mirror: bool = False
+    more: tuple["FeatureSpec", ...] = ()
+    averaged: bool = False
 
-    title = "features"  # of the pass
     dtype = "<f4"
 
     @property
+    def title(self) -> str:
+        """Of the pass: the view."""
+        return f"features, {self.fit}-{self.image_size}{'-mirror' * self.mirror}"
+
+    @property
+    def views(self) -> "list[FeatureSpec]":
+        """Each view by itself."""
+        return [replace(self, more=()), *self.more]
+
+    @property
     def width(self) -> int:
-        return architecture(self.backbone).width
+        """Of the image's features."""
+        return architecture(self.backbone).width * (1 if self.averaged else 1 + len(self.more))
+
+    def with_views(self, names: Sequence[str], averaged: bool) -> "FeatureSpec":
+        """The spec with more views, which the setting `views` names: letterbox-448-mirror."""
+        views = [name.split("-") for name in names]
+        more = tuple(
+            replace(self, fit=fit, image_size=int(size), mirror=bool(mirror))  # type: ignore[arg-type]
+            for fit, size, *mirror in views
+        )
+        return replace(self, more=more, averaged=averaged)
+
+    def merge(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The (N, width) features of each view to those of the image."""
+        return torch.stack([*features]).mean(0) if self.averaged else torch.cat([*features], 1)
 
     def build(self, device: torch.device) -> nn.Module:
         """The network of the pass: (N, H, W) uint8 images to (N, width)."""
-        return build_backbone(self, device)
+        return Backbone(self).to(device)
 
     def cache_key(self) -> dict[str, Any]:
         """The spec in plain values, without this machine's paths; equal for equal features."""
         own = architecture(self.backbone).normalisation
-        return {
+        mirror = {"mirror": True} if self.mirror else {}
+        return mirror | {
             "backbone": self.backbone,
             "weights": self.weights.identity,
             "normalisation": f"{own[0]} {own[1]}" if own else self.weights.normalisation,
@@ -134,7 +167,8 @@ def configured_spec(config: Config, precision: str) -> FeatureSpec:
         print("WARNING: the backbone's weights are random: good for timing, not for results")
     elif own and own != config.image_size and RANK == 0:
         print(f"{config.backbone} was pretrained at {own} pixels; --image_size {own} uses that")
-    return FeatureSpec(config.backbone, weights, config.image_size, config.fit, precision)
+    spec = FeatureSpec(config.backbone, weights, config.image_size, config.fit, precision)
+    return spec.with_views(config.views, config.average_views)
 
 
 class Backbone(nn.Module):
@@ -149,7 +183,8 @@ class Backbone(nn.Module):
 
     def __init__(self, spec: FeatureSpec) -> None:
         super().__init__()
-        self.architecture = architecture(spec.backbone)
+        keep_freed_memory()
+        self.architecture, self.mirror = architecture(spec.backbone), spec.mirror
         if spec.weights.source == "none":
             torch.manual_seed(int(spec.weights.identity.rsplit("=", 1)[1]))
         self.network = self.architecture.build(spec.image_size).eval()
@@ -176,6 +211,8 @@ class Backbone(nn.Module):
 
     def feature_maps(self, images: torch.Tensor) -> torch.Tensor:
         """(N, H, W) uint8 grey levels to (N, width, h, w) float feature maps."""
+        if self.mirror:
+            images = images.flip(2)
         pixels = (images.unsqueeze(1) / 255 - self.mean) / self.std
         dtype = next(self.network.parameters()).dtype
         pixels = pixels.to(dtype, memory_format=torch.channels_last)
@@ -202,35 +239,13 @@ class Backbone(nn.Module):
         return self.feature_maps(images).mean((2, 3))
 
 
-def build_backbone(spec: FeatureSpec, device: torch.device) -> Backbone:
-    """The backbone with its weights, in its precision, on a device."""
-    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
-        # Let glibc keep the memory of freed tensors. Otherwise the kernel maps each large one anew
-        # and fills it with zeros: up to a quarter of a pass's time with B6, and half with Lite0.
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed tensors.
+
+    Otherwise the kernel maps each large one anew and fills it with zeros: on a CPU up to a quarter
+    of a pass's time with B6, and half with Lite0.
+    """
+    if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
         if mallopt(-3, 2**31 - 1):  # M_MMAP_THRESHOLD, in bytes; an old glibc may refuse this
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-    return Backbone(spec).to(device)
-
-
-def fuse_batchnorm(network: nn.Module) -> None:
-    """Fuse an EfficientNet's BatchNorms and even paddings into its convolutions.
-
-    In eval mode a BatchNorm is a fixed scale and shift (Jacob et al., CVPR 2018, sec. 3.2), so the
-    features stay the same to float precision, and a pass on a CPU takes half the time.
-    """
-    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
-    for block in network.get_submodule("_blocks").children():
-        pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
-        if hasattr(block, "_expand_conv"):
-            pairs.append((block, "_expand_conv", "_bn0"))
-    for owner, convolution, norm in pairs:
-        fused = fuse_conv_bn_eval(getattr(owner, convolution), getattr(owner, norm))
-        left, right, top, bottom = getattr(fused.static_padding, "padding", (0, 0, 0, 0))
-        if left == right and top == bottom:  # the strided ones are uneven and copy the image
-            fused.padding, fused.static_padding = (top, left), nn.Identity()
-        setattr(owner, convolution, fused)
-        setattr(owner, norm, nn.Identity())
-    for module in network.modules():
-        if type(getattr(module, "_swish", None)).__name__ == "MemoryEfficientSwish":
-            module._swish = nn.SiLU(inplace=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from fracture.cli import InputError, one_line
 from fracture.config import FinetuneConfig
-from fracture.models.backbone import FeatureSpec, architecture
+from fracture.models.backbone import FeatureSpec
 from fracture.models.detector import Detector, DetectorSpec, image_scores, join_scores
 from fracture.models.head import build_head, log_odds, predict_logits
 from fracture.models.weights import Weights, find_weights
@@ -69,16 +69,18 @@ class Classifier:
         log-odds.
 
         Args:
-            network: from `spec.build`.
+            network: from `build` of the first view.
             images: (N, H, W) uint8, on its device.
 
         Returns:
-            The (N, width) features, and (N, h, w) float64 calibrated log-odds: those of an image
-            that looked like this everywhere.
+            The (N, width) features of the first view, and (N, h, w) float64 calibrated log-odds:
+            those of an image that looked like this everywhere, and whose other views said nothing.
         """
         maps = network.feature_maps(images).cpu()
         n, _, height, width = maps.shape
-        heat = self.log_odds(maps.permute(0, 2, 3, 1).flatten(0, 2)) / self.temperature
+        cells = maps.permute(0, 2, 3, 1).flatten(0, 2)
+        cells = self.spec.merge([cells] + [torch.zeros_like(cells)] * len(self.spec.more))
+        heat = self.log_odds(cells) / self.temperature
         return maps.mean((2, 3)), torch.from_numpy(heat.reshape(n, height, width))
 
 
@@ -135,6 +137,7 @@ def load_classifier(checkpoint: dict[str, Any], weights_file: str, precision: st
         wanted = weights_file if source.startswith("file ") else settings["weights"]
         weights = find_weights(then["backbone"], wanted, settings["seed"])
     spec = FeatureSpec(then["backbone"], weights, then["image_size"], then["fit"], precision)
+    spec = spec.with_views(settings.get("views", []), settings.get("average_views", False))
     for name, now in spec.cache_key().items():
         if now != then[name] and name != "precision":
             hint = "pass the run's --weights FILE, or train again"
@@ -147,7 +150,7 @@ def load_classifier(checkpoint: dict[str, Any], weights_file: str, precision: st
         network = Detector(spec, index, settings["dropout"], has_map, settings["mirror"])
         trained = DetectorSpec(**vars(spec), network=_load(network, checkpoint["head"]))
         return DetectorClassifier(network.head, trained, *chosen, checkpoint["join"])
-    head = build_head(architecture(spec.backbone).width, dropout=0)
+    head = build_head(spec.width, dropout=0)
     return Classifier(_load(head, checkpoint["head"]), spec, *chosen)
 
 

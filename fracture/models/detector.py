@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
+from fracture.cli import InputError
 from fracture.distributed import RANK
 from fracture.models.backbone import Backbone, FeatureSpec
 from fracture.models.head import build_head, log_odds
@@ -46,6 +47,8 @@ class Detector(nn.Module):
         self, spec: FeatureSpec, positive: int, dropout: float, has_map: bool, mirror: bool
     ) -> None:
         super().__init__()
+        if spec.more:
+            raise InputError("views is a setting of train.py; finetune.py sees an image in one way")
         self.spec, self.positive, self.mirror = spec, positive, mirror
         self.autocast = spec.precision == "bfloat16"
         self.backbone = Backbone(replace(spec, precision="float32")).requires_grad_(True)
@@ -101,7 +104,7 @@ class FractureMap(nn.Module):
         return self.cell(torch.stack(layers).sum(0).relu())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DetectorSpec(FeatureSpec):
     """A trained network in place of a frozen backbone: its outputs are the features."""
 

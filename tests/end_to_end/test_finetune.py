@@ -126,6 +126,13 @@ def test_init_starts_from_all_weights_of_a_run_or_from_its_head() -> None:
     )
 
 
+@pytest.mark.usefixtures("place")
+def test_views_are_refused_as_a_setting_of_train_py() -> None:
+    line = run_expecting_error(finetune.main, *SMALL, "--views", "[squash-128]", "--run", "seen")
+    assert line.startswith("views is a setting of train.py;")
+    assert not Path("runs/seen").exists()
+
+
 def test_data_without_boxes_are_trained_on_with_box_weight_0(place: Path, tmp_path: Path) -> None:
     config = place / "data/split/config.yaml"
     before = config.read_text()

@@ -31,7 +31,7 @@ def test_the_printed_commands_lead_from_a_data_set_to_its_test(drawn: Path, tmp_
         output = done.stdout
     assert re.search(r"\naccuracy +\d\.\d+ \(\d\.\d+ to \d\.\d+\) +\d+ images\n", output)
     names = {path.name for path in tmp_path.glob("runs/latest/test/*")}
-    assert names == {"metrics.json", "predictions.csv", "report.html", "plots"}
+    assert names == {"metrics.json", "predictions.csv", "films.json", "report.html", "plots"}
 
 
 @pytest.mark.parametrize("script", LIMITS)

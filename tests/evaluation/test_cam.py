@@ -1,6 +1,8 @@
 """Heat maps: they are the prediction taken apart, lie where they belong, and are scored."""
 
+import csv
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,16 @@ from PIL import Image
 from scipy.special import logit
 
 import infer
+import train
 from fracture.config import Fit
 from fracture.data import boxes
-from fracture.data.images import load_image
+from fracture.data.images import ImageFiles, load_image
 from fracture.evaluation import cam, pointing
+from fracture.features.extract import Compute
 from fracture.runs.trained import load_trained
-from tests.conftest import run_expecting_error
+from tests.conftest import LITE, run_expecting_error
+
+CPU = Compute(torch.device("cpu"), "float32", 0)
 
 
 def write_boxes(root: Path, content: object) -> None:
@@ -31,7 +37,7 @@ def coco(*names: str, width: int = 2000) -> dict[str, list]:
 
 
 def test_a_heat_map_takes_the_log_odds_apart_alone_as_in_a_batch(films: list[str]) -> None:
-    classifier = load_trained(infer.arguments([])[0], "float32").classifier
+    classifier = load_trained(infer.arguments(["--run", "first"])[0], "float32").classifier
     backbone = classifier.spec.build(torch.device("cpu"))
     images = [load_image(Path(film).read_bytes(), 224, "squash") for film in films[:4]]
     batch = torch.from_numpy(np.stack(images))
@@ -41,6 +47,23 @@ def test_a_heat_map_takes_the_log_odds_apart_alone_as_in_a_batch(films: list[str
         log_odds = classifier.log_odds(features)
     np.testing.assert_allclose(maps.mean((1, 2)), log_odds / classifier.temperature, atol=1e-4)
     torch.testing.assert_close(alone, maps, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("average", ["false", "true"])
+def test_files_are_judged_in_all_views_as_the_test_set_is(films: list[str], average: str) -> None:
+    run = ["--run", f"views-{average}"]
+    views = ["--views", "[squash-112-mirror, letterbox-128]", "--average_views", average]
+    train.main([*LITE, *run, *views, "--image_size", "96", "--epochs", "2"])
+    infer.main(run)
+    with Path("runs", run[1], "test/predictions.csv").open() as table:
+        tested = [float(row["p_fractured"]) for row in csv.DictReader(table)]
+    classifier = load_trained(infer.arguments(run)[0], "float32").classifier
+    Path("bad.jpg").write_text("no image")
+    files = partial(ImageFiles, [Path("bad.jpg"), *map(Path, films)])
+    (none, *p), (_, *heat), (reason, *_) = zip(*cam.judge(classifier, files, CPU), strict=True)
+    assert (none, reason) == (None, "not an image")
+    assert p == pytest.approx(tested, abs=1e-6)
+    assert [logit(one) for one in p] == pytest.approx([one.mean() for one in heat])
 
 
 @pytest.mark.parametrize("fit", ["squash", "letterbox"])
@@ -83,13 +106,16 @@ def test_localisation_is_scored_beside_what_chance_gives() -> None:
     heat = np.full((10, 10), logit(0.1))
     heat[1, 1] = logit(0.9)
     boxes = [np.array([(0, 0), (0.2, 0.2)]), np.array([(0.8, 0.8), (1, 1)])]
-    game, energy = pointing.localisation((heat, [box]) for box in boxes).values()
+    marks: dict = {"group": "1", "boxes": 1, "found": [], "false": [0.9]}
+    films = [marks | pointing.score_heat(heat, [box]) for box in boxes]
+    game, energy, _ = (pointing.localisation(films) or {}).values()
     assert [game[who]["value"] for who in ("map", "centred blob")] == [0.5, 0]
     assert game["uniform"]["value"] == energy["uniform"]["value"] == pytest.approx(0.04)
     assert energy["map"]["value"] == pytest.approx((1.2 + 0.4) / 10.8 / 2)
     middle = np.array([(0.3, 0.3), (0.7, 0.7)])
-    central = pointing.localisation([(heat, [middle])])["energy_in_box"]
-    assert energy["centred blob"]["value"] < 0.04 < 0.3 < central["centred blob"]["value"]
+    central = pointing.score_heat(heat, [middle])["energy"]
+    assert energy["centred blob"]["value"] < 0.04 < 0.3 < central["centred blob"]
+    assert pointing.localisation([marks | {"boxes": 0}]) is None
 
 
 def test_the_worst_cases_come_first_and_are_errors() -> None:
@@ -103,9 +129,12 @@ def test_fractures_are_scored_on_unchanged_films(films: list[str], tmp_path: Pat
     fractured = [Path(film) for film in films if "/Fractured/" in film]
     Path("data/split/config.yaml").write_text(f"data_root: {tmp_path}\n")
     write_boxes(tmp_path, coco(*(film.name for film in fractured), "unknown.jpg"))
-    infer.main([])
+    infer.main(["--run", "first"])
     results = json.loads(Path("runs/first/test/metrics.json").read_text())
     uniform = results["localisation"]["pointing_game"]["uniform"]
     assert (uniform["n"], uniform["value"]) == (len(fractured), pytest.approx(1 / 16, abs=0.002))
     fractured[0].write_bytes(b"another film")
-    assert run_expecting_error(infer.main) == f"{fractured[0]}: changed since the split was made"
+    assert (
+        run_expecting_error(infer.main, "--run", "first")
+        == f"{fractured[0]}: changed since the split was made"
+    )

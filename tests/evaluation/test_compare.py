@@ -30,7 +30,12 @@ def save_tested(name: str, log_odds: np.ndarray, first: int = 0, last: int = 300
     images = image_set(TRUTH[first:last], log_odds[first:last], first)
     digest = write_predictions(test / "predictions.csv", JUDGE, images)
     results: dict = {"run": name, "positive_class": "Fractured", "manifest_sha256": "one"}
-    results |= {"predictions_sha256": digest, "accuracy": None, "roc_auc": None}
+    points = {"protocol": {"threshold": 0.5}, "youden": {"threshold": (first + 50) / 500}}
+    results |= {"predictions_sha256": digest, "operating_points": points}
+    results |= {"accuracy": None, "roc_auc": None}
+    hit, energy = {"map": first == 0}, {"map": 0.3, "uniform": 0.1}
+    film = {"group": name, "boxes": 1, "found": [0.8], "false": [], "hit": hit, "energy": energy}
+    (test / "films.json").write_text(json.dumps([film]))
     (test / "metrics.json").write_text(json.dumps(results))
     return test
 
@@ -79,4 +84,10 @@ def test_pooled_folds_are_one_test_set_and_no_image_counts_twice(capsys: Capture
     pooled = metrics.evaluate(TRUTH, expit(LOG_ODDS / 2), WEIGHTS)
     for name, title in TITLES.items():
         assert f"{title:28}{as_text(pooled[name]):26}{pooled[name]['n']:6} images" in out
+    chosen = expit(LOG_ODDS / 2) >= np.repeat([0.1, 0.3, 0.5], 100)
+    found = metrics.evaluate_decisions(TRUTH, chosen, WEIGHTS)
+    point = [as_text(found[name]) for name in ("sensitivity", "specificity")]
+    assert re.search(rf"\nyouden +{re.escape(point[0])} +{re.escape(point[1])}\n", out)
+    assert re.search(r"\nmap +0.333 \(", out)
+    assert re.search(r"\n 0.5 false marks a film: 1.000 .* of 3 boxes found\n", out)
     assert "they are not folds of one" in run_expecting_error(infer.main, "--pool", *folds, "a")

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import logit
 
 from fracture.evaluation.cam import Mark, find_marks
-from fracture.evaluation.pointing import froc
+from fracture.evaluation.pointing import count_marks, froc
 
 LEFT, RIGHT = np.array([[(0, 0), (0.5, 1)], [(0.5, 0), (1, 1)]])
 
@@ -29,6 +29,12 @@ def mark(p: float, x: float) -> Mark:
     return Mark(p, (x, 0.5), np.array([(x - 0.1, 0.4), (x + 0.1, 0.6)]))
 
 
+def scored(marks: list, boxes: list) -> list[dict]:
+    """Films, each a group of its own."""
+    films = enumerate(zip(marks, boxes, strict=True))
+    return [{"group": i} | count_marks(own, truth) for i, (own, truth) in films]
+
+
 def test_froc_counts_boxes_found_against_false_marks_a_film() -> None:
     """Four films, three boxes: found at 0.9, found twice (0.7 counts), and missed."""
     marks = [
@@ -38,13 +44,13 @@ def test_froc_counts_boxes_found_against_false_marks_a_film() -> None:
         [],
     ]
     boxes = [[LEFT], [RIGHT], [], [LEFT]]
-    found = froc(marks, boxes, np.arange(4))
+    found = froc(scored(marks, boxes))
     false, share = found["curve"]
     assert false == pytest.approx([0, 0, 0.25, 0.25, 0.5])
     assert share == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3, 2 / 3])
     for rate, metric in found["sensitivity"].items():
         assert (metric["value"], metric["n"]) == (pytest.approx(2 / 3), 3), rate
         assert metric["low"] <= 2 / 3 <= metric["high"]
-    none = froc([[mark(0.9, 0.7)] * 1, [mark(0.8, 0.2)]], [[LEFT], [LEFT]], np.arange(2))
+    none = froc(scored([[mark(0.9, 0.7)], [mark(0.8, 0.2)]], [[LEFT], [LEFT]]))
     assert none["sensitivity"]["0.25"]["value"] == 0
     assert none["sensitivity"]["0.5"]["value"] == 0.5

@@ -19,8 +19,7 @@ from fracture.data.images import PREPROCESSING_VERSION, ImageFiles, load_or_expl
 from fracture.data.split_folder import SplitFolder
 from fracture.features import extract
 from fracture.features.extract import Compute, FeatureSet, cached_features
-from fracture.models import backbone
-from fracture.models.backbone import Backbone, FeatureSpec, build_backbone
+from fracture.models.backbone import Backbone, FeatureSpec
 from fracture.models.head import build_head
 from fracture.models.weights import find_weights
 from fracture.training import minibatches, train_epoch
@@ -80,7 +79,7 @@ def test_an_interrupted_pass_goes_on_with_any_workers_and_ends_in_the_same_bits(
     parts += cached_features(twice, SPEC, tmp_path / "parts", CPU)
     assert passed == [1]
     monkeypatch.setattr(SplitFolder, "__getitem__", refuse)
-    monkeypatch.setattr(backbone, "build_backbone", refuse)
+    monkeypatch.setattr(FeatureSpec, "build", refuse)
     parts += cached_features(twice, SPEC, tmp_path / "parts", CPU)
     assert all(torch.equal(whole.features, part.features) for part in parts)
 
@@ -130,7 +129,7 @@ def test_two_processes_of_torchrun_make_the_features_and_the_head_of_one(project
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("features: ") == done.stdout.count("next: ") == 1
+    assert done.stdout.count("features, squash-224: ") == done.stdout.count("next: ") == 1
     runs = [project / "runs" / name for name in ("first", "two")]
     one, two = (torch.load(run / "last.pt", weights_only=True)["head"] for run in runs)
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -151,7 +150,7 @@ def test_training_on_cached_features_is_the_textbook_loop_over_images(
     folder.size, heads = 224, []
     images = torch.stack([folder[i][0] for i in range(8)])
     cached = cached_features([folder], spec, tmp_path, CPU)[0]
-    whole = build_backbone(spec, CPU.device)
+    whole = spec.build(CPU.device)
     for inputs, network in ((cached.features, torch.nn.Identity()), (images, whole)):
         torch.manual_seed(7)
         heads.append(build_head(2304, 0.5))
@@ -172,7 +171,7 @@ def test_what_a_vector_is_changes_only_with_the_preprocessing_version(tmp_path: 
     x, y = np.meshgrid(np.arange(200), np.arange(300))
     Image.fromarray((x * 0.5 + (y > 150) * 90).astype(np.uint8)).save(tmp_path / "film.png")
     film, _ = load_or_explain(tmp_path / "film.png", 64, "squash")
-    top = build_backbone(SPEC, CPU.device)(film[None])[0].topk(4)
+    top = SPEC.build(CPU.device)(film[None])[0].topk(4)
     assert PREPROCESSING_VERSION == 1
     assert top.indices.tolist() == [17, 71, 1042, 869]
     assert top.values.tolist() == pytest.approx([3.9240, 3.8693, 3.8041, 3.2527], rel=1e-3)
@@ -188,3 +187,23 @@ def test_auto_takes_what_the_machine_has(monkeypatch: Patch) -> None:
     assert extract.pick_compute(chosen) == Compute(CPU.device, "bfloat16", 8)
     with pytest.raises(InputError, match="allowed: auto, cpu"):
         extract.pick_compute(replace(config, device="cuda"))
+
+
+def test_views_are_joined_or_averaged_and_each_passes_once(
+    project: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = SplitFolder(project / "data" / "split", "test", 64, "squash")
+    alone = SPEC, replace(SPEC, mirror=True), replace(SPEC, image_size=128, fit="letterbox")
+    first, mirrored, large = (cached_features([folder], s, tmp_path, CPU)[0] for s in alone)
+    flipped = SPEC.build(CPU.device)(folder[0][0][None].flip(2))
+    assert torch.allclose(mirrored.features[0], flipped[0], atol=1e-5)
+    views = ["squash-064-mirror", "letterbox-128"]
+    capsys.readouterr()
+    joined, averaged = (
+        cached_features([folder], SPEC.with_views(views, average), tmp_path, CPU)[0].features
+        for average in (False, True)
+    )
+    assert capsys.readouterr().out.count(" 0 not in ") == 6
+    each = [first.features, mirrored.features, large.features]
+    assert torch.equal(joined, torch.cat(each, 1))
+    assert torch.equal(averaged, torch.stack(each).mean(0))
