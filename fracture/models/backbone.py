@@ -125,10 +125,9 @@ class FeatureSpec:
 
     def with_views(self, names: Sequence[str], averaged: bool) -> "FeatureSpec":
         """The spec with more views, which the setting `views` names: letterbox-448-mirror."""
-        views = [name.split("-") for name in names]
         more = tuple(
             replace(self, fit=fit, image_size=int(size), mirror=bool(mirror))  # type: ignore[arg-type]
-            for fit, size, *mirror in views
+            for fit, size, *mirror in (name.split("-") for name in names)
         )
         return replace(self, more=more, averaged=averaged)
 
