@@ -189,7 +189,7 @@ def _known_features(
     missing = [digest for digest in position if digest not in known]
     barrier()  # every rank has read the cache before one appends to it
     if RANK == 0:
-        new = f"{len(missing):,} not in {cache.file.parent}"
+        new = f"{len(missing):,} not in {cache_dir}"
         print(f"{spec.title}: {len(position):,} different images, {new}")
     if missing:
         digests = missing[RANK::WORLD_SIZE]
