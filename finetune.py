@@ -22,7 +22,8 @@ from typing import Any
 from jsonargparse import Namespace
 
 from fracture.cli import run_script
-from fracture.config import FinetuneConfig, training_settings
+from fracture.config import FinetuneConfig
+from fracture.settings import training_settings
 
 
 def arguments(argv: Sequence[str] | None = None) -> tuple[FinetuneConfig, Namespace]:

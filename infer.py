@@ -19,20 +19,22 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from fracture.cli import InputError, run_script
-from fracture.config import OPERATING_POINTS, Config, parse_settings, settings_parser
+from fracture.config import OPERATING_POINTS, InferConfig
+from fracture.settings import operating_point, parse_settings, settings_parser
 
 
-def arguments(argv: Sequence[str] | None = None) -> tuple[Config, Namespace]:
-    parser = settings_parser(Config, __doc__, "[FILE_OR_FOLDER ...] ")
+def arguments(argv: Sequence[str] | None = None) -> tuple[InferConfig, Namespace]:
+    parser = settings_parser(InferConfig, __doc__, "[FILE_OR_FOLDER ...] ")
     add = parser.add_argument
     add("files", nargs="*", default=[], help="images or folders to predict; - reads paths")
-    at = "operating point that decides: protocol (0.5), sensitivity90 or youden [%(default)s]"
-    add("--at", choices=OPERATING_POINTS, metavar="POINT", default=OPERATING_POINTS[0], help=at)
-    add("--out", metavar="FILE", help="write the predictions to a .csv or .json file too")
+    at = "what decides: protocol (0.5), sensitivity90, youden, a threshold as 0.3, or a target on"
+    at += " validation as sensitivity=0.95 or specificity=0.9 [%(default)s]"
+    add("--at", type=operating_point, metavar="POINT", default=OPERATING_POINTS[0], help=at)
+    add("--out", metavar="FILE", help="write the table that is printed to a .csv or .json file too")
     add("--heatmaps", metavar="DIR", help="write each film with its heat map as a PNG")
     add("--compare", nargs=2, metavar="RUN", help="paired comparison of two tested runs")
     add("--pool", nargs="+", metavar="RUN", help="metrics over the tested runs of several folds")
-    return parse_settings(Config, parser, argv)
+    return parse_settings(InferConfig, parser, argv)
 
 
 if __name__ == "__main__":
@@ -50,20 +52,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.compare or options.pool:
         from fracture.evaluation.compare import compare_runs, pool_runs
 
-        (compare_runs if options.compare else pool_runs)(options.compare or options.pool)
+        names, compare = options.compare or options.pool, bool(options.compare)
+        (compare_runs if compare else pool_runs)(names, options.out)
         return
     if (options.out or options.heatmaps) and not options.files:
         raise InputError("--out and --heatmaps need files to predict")
     paths = find_images(options.files)
     compute = pick_compute(config)
     run = load_trained(config, compute.precision)
+    run.classifier.add_point(options.at)
     if paths:
         predict_files(run.classifier, paths, options, compute)
     else:
         test(run, config, compute)
 
 
-def test(run: TrainedRun, config: Config, compute: Compute) -> None:
+def test(run: TrainedRun, config: InferConfig, compute: Compute) -> None:
     """From test images to metrics, heat maps and a report, in runs/NAME/test/."""
     # Imported here: a single film need not wait for plots and torchvision.
     from fracture.data.split_folder import SplitFolder
@@ -90,7 +94,8 @@ def test(run: TrainedRun, config: Config, compute: Compute) -> None:
         publish(new, run.folder / "test", replace=True)
     print_results(results)
     log_test(wandb_mode, config.wandb_project, run.folder, results)
-    print(f"test accuracy {results['accuracy']['value']:.4f}")
+    accuracy, sensitivity = (results[name]["value"] for name in ("accuracy", "sensitivity"))
+    print(f"test accuracy {accuracy:.4f}, sensitivity {sensitivity:.4f}")
     print(f"report.html, metrics.json and predictions.csv are in {run.folder / 'test'}")
 
 

@@ -17,14 +17,18 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from fracture.cli import InputError, escape_controls, run_script
-from fracture.config import Config, parse_settings, settings_parser
+from fracture.config import SplitConfig
+from fracture.settings import parse_settings, settings_parser
 
 
-def arguments(argv: Sequence[str] | None = None) -> tuple[Config, Namespace]:
-    parser = settings_parser(Config, __doc__, "[--force|--check] ")
+def arguments(argv: Sequence[str] | None = None) -> tuple[SplitConfig, Namespace]:
+    parser = settings_parser(SplitConfig, __doc__, "[--force|--check] ")
     parser.add_argument("--force", action="store_true", help="replace an existing split")
     parser.add_argument("--check", action="store_true", help="verify an existing split")
-    return parse_settings(Config, parser, argv)
+    parser.add_argument("--download", action="store_true", help="get FracAtlas if it is not there")
+    config, options = parse_settings(SplitConfig, parser, argv)
+    options.download |= config.data_root == parser.get_default("data_root")
+    return config, options
 
 
 if __name__ == "__main__":
@@ -45,15 +49,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not options.force:
             raise InputError(f"{split_dir} exists; replace it with --force, or pass --split_dir")
         check_files(split_dir)
-    data_root = fetch_dataset(Path(config.data_root), config.data_url, config.data_md5)
-    rows = scan_dataset(data_root)
+    source = Path(config.data_root), config.data_url, config.data_md5
+    data_root = fetch_dataset(*source, options.download)
+    rows = scan_dataset(data_root, config)
     splits = make_splits(rows, config)
     write_splits(splits, data_root, config, overwrite=options.force)
 
     print_flow(rows)
     print_sizes(splits, config.positive_class)
     print(f"\nsplit in {split_dir}; {FILE_NAME} there says what became of each file")
-    print(f"next: python train.py --split_dir {split_dir / next(iter(splits))}")
+    files = "".join(f" --config {file}" for file in options.config or [])
+    print(f"next: python train.py{files} --split_dir {split_dir / next(iter(splits))}")
 
 
 def print_flow(rows: Sequence[Row]) -> None:

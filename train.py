@@ -18,7 +18,8 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from fracture.cli import run_script
-from fracture.config import Config, training_settings
+from fracture.config import Config
+from fracture.settings import training_settings
 
 
 def arguments(argv: Sequence[str] | None = None) -> tuple[Config, Namespace]:

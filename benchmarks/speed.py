@@ -32,7 +32,7 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 import train
-from fracture.config import Config, read_config
+from fracture.config import Config
 from fracture.data.images import load_image
 from fracture.data.splitting import assign_splits, scan_dataset, write_splits
 from fracture.data.synthetic import draw_data_set
@@ -40,6 +40,7 @@ from fracture.features.extract import FEATURE_BATCH
 from fracture.models.backbone import FeatureSpec, architecture
 from fracture.models.head import build_head
 from fracture.models.weights import NORMALISATION, find_weights
+from fracture.settings import read_config
 
 BATCH = 16
 
@@ -239,8 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         times: dict[Callable, list[float]] = {job: [] for job in JOBS}
         rounds = [job for _ in range(options.repeats) for job in JOBS]  # interleaved
         for job in tqdm(rounds, "measuring", disable=None):
-            scale = task.epochs if job in (baseline_loop, tuned_loop) else 1
-            times[job].append(measure(job, task) * scale)
+            times[job].append(measure(job, task) * (task.epochs if "loop" in job.__name__ else 1))
     print(f"\n{options.images} {name} images, {task.backbone} with RANDOM weights", end=", ")
     print(f"{os.cpu_count()} cores, {options.device}, torch {torch.__version__}")
     print_table(times, task.epochs)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from filelock import FileLock
@@ -29,6 +30,9 @@ REAL = Path(os.environ.get("FRACATLAS", ROOT.parent / "shared" / "FracAtlas"))
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
 LITE = ("--backbone", "efficientnet-lite0")
+
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 # How often the tests of kills and bit flips repeat; with more than one, all slow tests run too.
 REPEATS = int(os.environ.get("KILLS", 1))

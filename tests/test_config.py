@@ -4,13 +4,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from fracture import config
+import finetune
+import infer
+import split_dataset
+import train
+from fracture import config, settings
 from fracture.cli import InputError
-from fracture.config import Config, FinetuneConfig, read_config, settings_parser
+from fracture.config import Config, FinetuneConfig, SplitConfig
+from fracture.settings import read_config, settings_parser
 from tests.conftest import ROOT, run_expecting_error
 
 RECIPES = sorted({*ROOT.glob("recipes/*.yaml")} - {ROOT / "recipes/sweep.yaml"})  # it is wandb's
@@ -23,8 +29,8 @@ PROTOCOL = {
 }  # fmt: skip
 
 
-def read(argv: Sequence[str]) -> Config:
-    return config.parse_settings(Config, settings_parser(Config), argv)[0]
+def read(argv: Sequence[str], kind: type[Config] = Config) -> Config:
+    return settings.parse_settings(kind, settings_parser(kind), argv)[0]
 
 
 def test_every_setting_has_its_default_a_meaning_a_flag_and_help() -> None:
@@ -32,7 +38,9 @@ def test_every_setting_has_its_default_a_meaning_a_flag_and_help() -> None:
     assert list(meanings) == list(DEFAULTS) == [field.name for field in fields(Config)]
     shown = "".join(settings_parser(Config).format_help().split())  # it wraps lines
     for name, meaning in meanings.items():
-        assert f"--{name}" in shown
+        assert (f"--{name}" in shown) == (name not in Config.unused)
+        if name in Config.unused:
+            continue
         assert "".join(meaning.split()) in shown
     assert asdict(read([])) == DEFAULTS == DEFAULTS | PROTOCOL
 
@@ -51,7 +59,7 @@ def test_a_recipe_holds_only_what_differs_from_the_defaults(recipe: Path) -> Non
     files = [file for file in kind.files if file != recipe]
     defaults = {k: v for file in files for k, v in yaml.safe_load(file.read_text()).items()}
     content = yaml.safe_load(recipe.read_text())
-    parsed, _ = config.parse_settings(kind, settings_parser(kind), ["--config", str(recipe)])
+    parsed, _ = settings.parse_settings(kind, settings_parser(kind), ["--config", str(recipe)])
     assert asdict(parsed) == defaults | content
     if recipe not in kind.files:
         assert all(defaults[name] != value for name, value in content.items())
@@ -76,10 +84,33 @@ def test_a_recipe_holds_only_what_differs_from_the_defaults(recipe: Path) -> Non
 def test_a_wrong_value_is_refused_by_name(tmp_path: Path, line: str, said: str) -> None:
     file, (name, value) = tmp_path / "mine.yaml", line.split(": ")
     file.write_text(line)
+    kind = SplitConfig if name in Config.unused else Config
     for argv in (["--config", str(file)], [f"--{name}={value}"]):
-        message = run_expecting_error(read, *argv)
+        message = run_expecting_error(lambda words: read(words, kind), *argv)
         assert name in message
         assert said in message
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "said"),
+    [
+        (infer, "--lr=1", "infer.py does not use 'lr'"),
+        (train, "--folds=5", "train.py does not use 'folds'"),
+        (split_dataset, "--epochs=5", "split_dataset.py does not use 'epochs'"),
+        (finetune, "--views=[]", "finetune.py does not use 'views'"),
+        (train, "--learning_rate=1", "'learning_rate' is unknown; did you mean 'lr'?"),
+        (train, "--clip=1", "'clip' is unknown; it is a setting of finetune.py"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(script: Any, flag: str, said: str) -> None:
+    assert run_expecting_error(script.main, flag).startswith(f"settings: {said}")
+
+
+def test_the_positive_class_is_the_splits_unless_another_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("positive_class: ill\n")
+    split = ["--split_dir", str(tmp_path)]
+    assert train.arguments(split)[0].positive_class == "ill"
+    assert train.arguments([*split, "--positive_class", "well"])[0].positive_class == "well"
 
 
 @pytest.mark.parametrize("name", ["lr", "split_dir"])

@@ -1,12 +1,58 @@
 """DICOM films, with the optional package pydicom."""
 
+import hashlib
 import io
+from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+MODALITIES = ("CR", "DX", "RG")  # the kinds of radiograph, PS3.3 sec. C.7.3.1.1.1
+LIMBS = (
+    "HAND", "FINGER", "THUMB", "WRIST", "ARM", "RADIUS", "ULNA", "ELBOW", "HUMERUS", "SHOULDER",
+    "CLAVICLE", "SCAPULA", "HIP", "PELVIS", "THIGH", "FEMUR", "KNEE", "PATELLA", "LEG", "TIBIA",
+    "FIBULA", "ANKLE", "FOOT", "TOE", "CALCANEUS", "HEEL", "EXTREMITY",
+)  # fmt: skip
 MAX_PIXELS = 100_000_000  # of any image: three times the largest films
+
+
+def is_dicom(path: Path) -> bool:
+    """Known by its content: a PACS writes files without names (DICOM PS3.10 sec. 7.1)."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def header(path: Path) -> Any:
+    """A DICOM file's header, without the image; None for any other file.
+
+    Raises:
+        ValueError: pydicom is missing, or the header is damaged.
+    """
+    if not is_dicom(path):
+        return None
+    try:
+        from pydicom import dcmread
+
+        return dcmread(path, stop_before_pixels=True)
+    except Exception as error:
+        raise ValueError(f"unusable DICOM: {shorten(str(error), 120)}") from error
+
+
+def patient_of(path: Path) -> str:
+    """The patient's id, hashed, from a film that can be read; "" without one."""
+    found = header(path)
+    name = str(found.get("PatientID", "")).strip() if found else ""
+    return hashlib.sha256(name.encode()).hexdigest() if name else ""
+
+
+def caution(path: Path) -> str:
+    """What to tell of a film beside its probability: it shows no limb."""
+    found = header(path)
+    part = str(found.get("BodyPartExamined", "")).upper() if found else ""
+    shows_limb = not part or any(limb in part for limb in LIMBS)
+    return "" if shows_limb else f"caution: {part}, not a limb"
 
 
 def read_dicom(content: bytes) -> Image.Image:
@@ -16,18 +62,27 @@ def read_dicom(content: bytes) -> Image.Image:
     the values becomes 0 to 255.
 
     Raises:
-        ValueError: pydicom is missing, the file has several frames or no grey image, or it is
-            damaged.
+        ValueError: pydicom or a decoder is missing, the file is of another modality, has several
+            frames or no grey image, or is damaged.
     """
     try:
         from pydicom import dcmread
-        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+        from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
     except ImportError as error:
-        raise ValueError("a DICOM file; to read it: pip install pydicom") from error
+        raise ValueError(
+            "a DICOM file; to read it: pip install -r requirements-dicom.txt"
+        ) from error
     try:
         film = dcmread(io.BytesIO(content))
-        if film.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.1.99":
+        syntax, modality = film.file_meta.TransferSyntaxUID, film.get("Modality")
+        if syntax == "1.2.840.10008.1.2.1.99":
             raise ValueError("deflated, of unknown size; export it uncompressed")
+        if modality and modality not in MODALITIES:
+            raise ValueError(f"{modality}, not a radiograph")
+        if "PixelData" not in film:
+            raise ValueError("no image in it")
+        if syntax.is_compressed and not get_decoder(syntax).is_available:
+            raise ValueError(f"{syntax.name}: pip install -r requirements-dicom.txt")
         if film.Rows * film.Columns > MAX_PIXELS:
             raise ValueError(f"{film.Rows} x {film.Columns} pixels are too many for a film")
         frames, photometric = film.get("NumberOfFrames") or 1, film.PhotometricInterpretation

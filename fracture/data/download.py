@@ -12,20 +12,20 @@ from fracture.cli import InputError, one_line
 from fracture.config import is_https
 
 
-def fetch_dataset(data_root: Path, url: str, md5: str) -> Path:
+def fetch_dataset(data_root: Path, url: str, md5: str, may_download: bool = True) -> Path:
     """The folder of a data set that is given as a folder or a zip, or is not there yet.
 
     Args:
         data_root: a folder, or a .zip that is unpacked beside itself. If neither exists, the
-            archive is downloaded to data_root.zip.
+            archive may be downloaded to data_root.zip. Folders that wrap the data set are left out.
         url: of the archive.
         md5: of the archive, hexadecimal.
 
     Raises:
-        InputError: the archive cannot be downloaded or is damaged.
+        InputError: there is no such data, or the archive cannot be downloaded or is damaged.
     """
     if data_root.is_dir():
-        return data_root
+        return unwrap(data_root)
     archive, folder = data_root.with_name(f"{data_root.name}.zip"), data_root
     if data_root.suffix.lower() == ".zip":
         archive, folder = data_root, data_root.with_suffix("")
@@ -33,12 +33,27 @@ def fetch_dataset(data_root: Path, url: str, md5: str) -> Path:
         raise InputError(f"{data_root} is neither a folder nor a .zip")
     if folder.is_dir():
         print(f"using {folder}, which lies beside {archive.name}")
-        return folder
+        return unwrap(folder)
     if not archive.is_file():
+        if not may_download:
+            hint = "mend the path, or pass --download to get FracAtlas there"
+            raise InputError(f"{data_root}: no such folder or .zip; {hint}")
         by_hand = f"get it by hand and put it at {archive}, or pass --data_root FOLDER_OR_ZIP"
         download(url, archive, f"md5:{md5.lower()}", by_hand)
     unpack(archive, folder)
-    return folder
+    return unwrap(folder)
+
+
+def unwrap(folder: Path) -> Path:
+    """The data set below folders that hold nothing but one folder."""
+    found = folder
+    while len(inner := [p for p in found.iterdir() if p.is_dir() and p.name[0] not in "._"]) == 1:
+        if inner[0].name.lower() in ("images", "fractured", "non_fractured"):
+            break
+        found = inner[0]
+    if found != folder:
+        print(f"the data set is in {found}")
+    return found
 
 
 def download(url: str, path: Path, known_hash: str | None, by_hand: str) -> None:
@@ -76,9 +91,6 @@ def download(url: str, path: Path, known_hash: str | None, by_hand: str) -> None
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip into a new folder, which appears only when it is complete.
 
-    A folder that wraps all the rest of the archive is left out, so that `folder` is the data set
-    itself.
-
     Raises:
         InputError: the archive is damaged or encrypted, or the disk is full. Nothing of it stays.
     """
@@ -90,6 +102,4 @@ def unpack(archive: Path, folder: Path) -> None:
         except Exception as error:  # damaged bytes lead zipfile to eight kinds of error
             raise InputError(f"{archive} cannot be unpacked: {one_line(error)}") from error
         shutil.rmtree(stage / "__MACOSX", ignore_errors=True)
-        top = [path for path in stage.iterdir() if not path.name.startswith(".")]
-        is_wrapped = len(top) == 1 and top[0].is_dir() and top[0].name.lower() != "images"
-        (top[0] if is_wrapped else stage).rename(folder)
+        stage.rename(folder)

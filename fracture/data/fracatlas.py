@@ -14,6 +14,7 @@ from fracture.data.images import files_below
 CLASSES = ("Fractured", "Non_fractured")
 BODY_PARTS = ("hand", "leg", "hip", "shoulder", "mixed")  # mixed: several of the others
 VIEWS = ("frontal", "lateral", "oblique")
+PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 TRAITS = (*BODY_PARTS, "hardware", "multiscan", *VIEWS)
 
 
@@ -29,6 +30,7 @@ class Radiograph:
         note: how the label was decided where folder and table disagree.
         duplicate_of: the `image` to keep if this file has the same id but lies in the wrong class
             folder; else "".
+        split: where the publisher put it: train, val, test; "" if that is left to us.
     """
 
     path: Path
@@ -37,6 +39,7 @@ class Radiograph:
     traits: str = ""
     note: str = ""
     duplicate_of: str = ""
+    split: str = ""
 
 
 def body_part(traits: str) -> str:
@@ -45,18 +48,30 @@ def body_part(traits: str) -> str:
     return "mixed" if "mixed" in parts else min(parts, default="unknown")
 
 
-def find_radiographs(data_root: Path) -> list[Radiograph]:
-    """List every file in the two class folders, sorted by `image`.
+def find_radiographs(
+    data_root: Path, positive: str = CLASSES[0], negative: str | None = None
+) -> list[Radiograph]:
+    """List every file in the class folders, sorted by `image`.
 
     The label is the class folder's name. FracAtlas' classes get their published spelling (mirrors
     write `non_fractured`), and are checked against dataset.csv if it is there (`resolve_labels`).
+    Folders train, val and test, as others publish, each hold their own class folders.
+
+    Args:
+        data_root: from `fetch_dataset`.
+        positive: the class that several folders make, if
+        negative: names the folder that stands against all others.
 
     Raises:
         InputError: there are not two classes with files.
     """
+    parts = {p: PARTS[p.name.lower()] for p in _folders(data_root) if p.name.lower() in PARTS}
+    if not {"train", "test"} <= set(parts.values()):
+        parts = {data_root: ""}
     found = [
-        Radiograph(path, path.relative_to(data_root).as_posix(), label)
-        for folder, label in _class_folders(data_root).items()
+        Radiograph(path, path.relative_to(data_root).as_posix(), label, split=split)
+        for root, split in parts.items()
+        for folder, label in _class_folders(root, positive, negative).items()
         for path in files_below(folder)
     ]
     classes = sorted({radiograph.label for radiograph in found})
@@ -68,17 +83,25 @@ def find_radiographs(data_root: Path) -> list[Radiograph]:
     return sorted(found, key=lambda radiograph: radiograph.image)
 
 
-def _class_folders(data_root: Path) -> dict[Path, str]:
+def _class_folders(data_root: Path, positive: str, negative: str | None) -> dict[Path, str]:
     """The class folders, in images/ if there is one, and the class of each."""
     images = next((p for p in _folders(data_root) if p.name.lower() == "images"), data_root)
     published = {name.lower(): name for name in CLASSES}
     found = {path: published.get(path.name.lower(), path.name) for path in _folders(images)}
+    if negative:
+        if negative not in found.values():
+            allowed = ", ".join(found.values())
+            raise InputError(f"{images}: negative_class is {negative!r}; allowed: {allowed}")
+        rest = [name for name in found.values() if name != negative]
+        print(f"{images}: {negative} against {', '.join(rest)}, as {positive}")
+        return {path: positive if name in rest else name for path, name in found.items()}
     if set(CLASSES) <= set(found.values()):
         if others := [name for name in found.values() if name not in CLASSES]:
             print(f"{images}: not a class of FracAtlas, left out: {', '.join(others)}")
         return {path: name for path, name in found.items() if name in CLASSES}
     if len(found) != 2:
-        raise InputError(f"{images}: two class folders are needed; pass --data_root FOLDER")
+        hint = "--negative_class NAME sets one against the rest, or pass another --data_root"
+        raise InputError(f"{images}: {len(found)} class folders, two are needed; {hint}")
     return found
 
 

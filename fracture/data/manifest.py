@@ -44,10 +44,15 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Class and path below it, as in `Fractured/IMG0000019.jpg`: the same in every release."""
+        """Class and path below it, as in `Fractured/IMG0000019.jpg`: the same in every release.
+
+        Where several folders make a class, or folders for train and test hold the classes, these
+        folders stay in the path.
+        """
         parts = self.image.split("/")  # the class folder lies in the data root or in its images/
         below_class = parts[2:] if parts[0].lower() == "images" else parts[1:]
-        return "/".join([self.label, *below_class])
+        known = parts[0].lower() in ("images", self.label.lower(), "fractured", "non_fractured")
+        return "/".join([self.label, *(below_class if known else parts)])
 
     @property
     def path(self) -> str:

@@ -39,7 +39,8 @@ def exclude_copies(rows: Sequence[Row], thumbnails: Mapping[str, np.ndarray]) ->
     """Put copies into one group, and exclude those that would count twice or contradict each other.
 
     Of files with the same pixels the first by name stays. Near-copies stay too, in one group. If
-    the labels within a group differ, the whole group is excluded: nobody knows the right one.
+    the labels within a group differ, the whole group is excluded: nobody knows the right one. If
+    the publisher put copies into several splits, they stay in test, or else in val.
 
     Args:
         rows: `group` is the digest of the pixels; those already excluded stay as they are.
@@ -59,15 +60,16 @@ def exclude_copies(rows: Sequence[Row], thumbnails: Mapping[str, np.ndarray]) ->
     judged = {}
     for group in groups.values():
         name = min(row.name for row in group)
+        home = min(group, key=lambda row: row.split)  # test before train and val
         for row in group:
             original, reason = same[row.group][0], ""
             if others := [other for other in group if other.label != row.label]:
                 twin = min(others, key=lambda other: other.group != row.group)
                 alike = "has the same pixels" if twin.group == row.group else "is a near-copy"
                 reason = f"contradictory: {twin.image} {alike}"
-            elif row is not original:
-                reason = f"copy of {original.image}"
-            split = "excluded" if reason else ""
+            elif row is not original or row.split != home.split:
+                reason = f"copy of {(home if row is original else original).image}"
+            split = "excluded" if reason else row.split
             reason = "; ".join(filter(None, [reason, row.reason]))
             judged[row.image] = replace(row, split=split, group=name, reason=reason)
     return [judged.get(row.image, row) for row in rows]

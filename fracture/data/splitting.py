@@ -20,14 +20,23 @@ from fracture.data.fracatlas import body_part, find_radiographs
 from fracture.data.images import scan_image
 from fracture.data.manifest import SPLITS, Row, write_manifest
 from fracture.data.near_copies import exclude_copies
+from fracture.data.patients import join_patients
 
 Splits = dict[str, list[Row]]  # the rows of each split, by the name of its folder
 Share = float | Fraction  # folds take exact fractions, so that they meet without a gap
 
 
-def scan_dataset(data_root: Path) -> list[Row]:
-    """A row for every file of the source, each decoded once; split is "excluded" or still ""."""
-    found = find_radiographs(data_root)
+def scan_dataset(data_root: Path, config: Config | None = None) -> list[Row]:
+    """A row for every file of the source, each decoded once.
+
+    Its split is "excluded", the publisher's, or still "".
+
+    Args:
+        data_root: from `fetch_dataset`.
+        config: says what to make of several classes and of patients, if there are such.
+    """
+    classes = (config.positive_class, config.negative_class) if config else ()
+    found = find_radiographs(data_root, *classes)
     paths = [item.path for item in found]
     # Threads suffice: Pillow and hashlib release Python's lock.
     scans = thread_map(scan_image, paths, max_workers=cpu_count(), desc="reading", disable=None)
@@ -38,10 +47,11 @@ def scan_dataset(data_root: Path) -> list[Row]:
         reason = f"undecodable: {report.error}" if report.error else ""
         if item.duplicate_of and not reports[item.duplicate_of].error:
             reason = f"copy of {item.duplicate_of}, the same id in the other class folder"
-        split, group = ("excluded", "") if reason else ("", report.pixels)
+        split, group = ("excluded", "") if reason else (item.split, report.pixels)
         reason = "; ".join(filter(None, [reason, item.note]))
         rows.append(Row(item.image, item.label, split, group, reason, report.sha256, item.traits))
-    return exclude_copies(rows, {report.pixels: report.thumbnail for report in reports.values()})
+    rows = exclude_copies(rows, {report.pixels: report.thumbnail for report in reports.values()})
+    return join_patients(rows, config.groups, data_root) if config and config.groups else rows
 
 
 def assign_splits(
@@ -53,7 +63,7 @@ def assign_splits(
     library's random numbers and on no file order; the first 80 % are train, and so on.
 
     Args:
-        rows: `split` is "excluded" or still "".
+        rows: those whose `split` is "" get one.
         fractions: of train, val and test.
         seed: another seed, another order.
         fold_offset: k / K for fold k of K: each stratum's order starts that much later, so that
@@ -64,7 +74,7 @@ def assign_splits(
     """
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        if row.split != "excluded":
+        if not row.split:
             groups[row.group].append(row)
     strata: dict[tuple[str, str], list[str]] = defaultdict(list)
     for group, members in groups.items():
@@ -92,6 +102,14 @@ def make_splits(rows: Sequence[Row], config: Config) -> Splits:
         raise InputError(f"positive_class is {config.positive_class!r}; allowed: {classes}")
     k = config.folds
     fractions = (Fraction(k - 2, k), Fraction(1, k), Fraction(1, k)) if k else config.fractions
+    published = {row.split for row in rows} - {"", "excluded"}
+    if published and k:
+        raise InputError("the data is split into train and test already; leave out --folds")
+    if published and "val" not in published:
+        train, val, _ = (Fraction(str(fraction)) for fraction in config.fractions)
+        fractions = (train / (train + val), val / (train + val), Fraction(0))
+        print(f"no val folder: {float(fractions[1]):.0%} of train becomes val")
+        rows = [replace(row, split="") if row.split == "train" else row for row in rows]
     names = [f"fold-{i + 1}" for i in range(k)] or ["."]
     splits = {
         name: assign_splits(rows, fractions, config.seed, Fraction(i, len(names)))
@@ -117,7 +135,7 @@ def write_splits(splits: Splits, data_root: Path, config: Config, overwrite: boo
         InputError: something is there and must not be replaced.
     """
     target = Path(config.split_dir)
-    settings = yaml.safe_dump(asdict(config), sort_keys=False)
+    settings = yaml.safe_dump(asdict(config) | {"data_root": str(data_root)}, sort_keys=False)
     with staging_dir(target) as new:
         for name, rows in tqdm(splits.items(), "linking", unit=" splits", disable=None):
             for row in rows:

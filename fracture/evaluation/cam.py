@@ -147,7 +147,7 @@ def overlay(
 
     p = expit(in_frame(heat, film.size, fit))[..., None]  # one scale for all films
     colour = colormaps["inferno"](p[..., 0])[..., :3] * 255
-    blend = (1 - 0.65 * p) * np.asarray(film.convert("RGB")) + 0.65 * p * colour
+    blend = (1 - 0.5 * p) * np.asarray(film.convert("RGB")) + 0.5 * p * colour  # bone stays visible
     image = Image.fromarray(blend.astype(np.uint8))
     if longest:
         image.thumbnail((longest, longest))

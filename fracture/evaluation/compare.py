@@ -13,8 +13,10 @@ from scipy.stats import binomtest
 
 from fracture.cli import InputError, one_line
 from fracture.evaluation import metrics
-from fracture.evaluation.metrics import Array
+from fracture.evaluation.metrics import Array, Metric
+from fracture.evaluation.plots import intervals
 from fracture.evaluation.pointing import localisation
+from fracture.evaluation.predict import check_table_name, write_table
 from fracture.evaluation.test_set import (
     TITLES,
     as_text,
@@ -56,11 +58,15 @@ def columns(table: Table, images: list[str]) -> list[Array]:
     return [np.array(column) for column in zip(*(table[image] for image in images), strict=True)]
 
 
-def compare_runs(names: list[str]) -> None:
+def compare_runs(names: list[str], out: str | None = None) -> None:
     """Print the differences of two runs on the same test images, with paired intervals.
 
     Both runs share the bootstrap's draws, so that what they have in common cancels out. McNemar's
     exact test (Psychometrika 12:153, 1947) counts the images that only one of them gets right.
+
+    Args:
+        names: of the two runs.
+        out: a .csv or .json file for the table; its plot lies beside it.
 
     Raises:
         InputError: they were tested on different splits.
@@ -74,23 +80,39 @@ def compare_runs(names: list[str]) -> None:
     _, p_b, _ = columns(second, images)
     a_name, b_name = (run.name for run in runs)
     print(f"{len(images):,} images, {truth.sum():,} {one['positive_class']}\n")
-    print(f"{'':28}{a_name[:15]:>16}{b_name[:15]:>16}  difference")
+    print(f"{'':28}{a_name[:15]:>16}{b_name[:15]:>16}  {a_name[:15]} minus {b_name[:15]}")
     weights = metrics.group_bootstrap(groups)
     a, b = (metrics.all_metrics(truth, p, weights) for p in (p_a, p_b))
+    differences = {n: metrics.metric(a[n] - b[n], len(images)) for n in TITLES}
     for name, title in TITLES.items():
-        difference = as_text(metrics.metric(a[name] - b[name], len(images)))
+        difference = as_text(differences[name])
         print(f"{title:28}{a[name][0]:16.4f}{b[name][0]:16.4f}  {difference}")
     a_right, b_right = ((p >= 0.5) == truth for p in (p_a, p_b))
     only_a, only_b = int((a_right & ~b_right).sum()), int((b_right & ~a_right).sum())
     p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     print(f"\nonly {a_name} is right on {only_a}, only {b_name} on {only_b}: ", end="")
     print(f"McNemar's exact p = {p_value:.3f}")
+    if out:
+        write_metrics(Path(out), differences, f"{a_name} minus {b_name}")
 
 
-def pool_runs(names: list[str]) -> None:
+def write_metrics(path: Path, found: dict[str, Metric], title: str) -> None:
+    """Write metrics with their intervals as .csv or .json, and their plot as .png beside it."""
+    check_table_name(path)
+    write_table(path, [{"metric": name, **metric} for name, metric in found.items()])
+    plot = path.with_suffix(".png")
+    intervals({TITLES[name]: metric for name, metric in found.items()}, title).savefig(plot)
+    print(f"\ntable in {path}, plot in {plot}")
+
+
+def pool_runs(names: list[str], out: str | None = None) -> None:
     """Print the metrics of each run, and of all together: every image predicted out of fold.
 
     Each fold decides at its own thresholds, which its own validation images chose.
+
+    Args:
+        names: of the runs.
+        out: as for `compare_runs`.
 
     Raises:
         InputError: two of the runs tested the same image, or one was tested by an older version.
@@ -115,7 +137,8 @@ def pool_runs(names: list[str]) -> None:
     truth, p, groups = columns(pooled, [*pooled])
     weights = metrics.group_bootstrap(groups)
     print(f"\nall {len(names)} together, each image predicted by a model that never saw it")
-    print_table(metrics.evaluate(truth, p, weights))
+    overall = metrics.evaluate(truth, p, weights)
+    print_table(overall)
     print_points(
         {
             name: metrics.evaluate_decisions(truth, np.concatenate(parts), weights)
@@ -123,3 +146,5 @@ def pool_runs(names: list[str]) -> None:
         }
     )
     print_localisation(localisation(films))
+    if out:
+        write_metrics(Path(out), {name: overall[name] for name in TITLES}, f"{len(names)} folds")

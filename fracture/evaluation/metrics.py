@@ -148,7 +148,10 @@ def evaluate(is_positive: Array, p: Array, weights: Array) -> dict[str, Any]:
 
 
 def calibrate(logits: torch.Tensor, labels: torch.Tensor, positive: int) -> dict[str, Any]:
-    """What turns logits into decisions, chosen on validation images: `temperature`, `thresholds`.
+    """What turns logits into decisions, chosen on validation images.
+
+    The `temperature`, the `thresholds` of the operating points and, for others, the `curve`:
+    sensitivity and specificity at every threshold.
 
     Args:
         logits: (N, 2), of the validation images.
@@ -157,8 +160,12 @@ def calibrate(logits: torch.Tensor, labels: torch.Tensor, positive: int) -> dict
     """
     odds, is_positive = log_odds(logits, positive), (labels == positive).numpy()
     temperature = fit_temperature(is_positive, odds)
-    thresholds = choose_thresholds(is_positive, expit(odds / temperature))
-    return {"temperature": temperature, "thresholds": thresholds}
+    p = expit(odds / temperature)
+    false_rate, true_rate, thresholds = roc_curve(is_positive, p)
+    rows = [thresholds, true_rate, 1 - false_rate]
+    curve = [row[1:].tolist() for row in rows]  # the first threshold is infinite
+    chosen = choose_thresholds(is_positive, p)
+    return {"temperature": temperature, "thresholds": chosen, "curve": curve}
 
 
 def fit_join(is_positive: Array, scores: Array) -> list[float]:

@@ -39,7 +39,6 @@ def draw_plots(run: TrainedRun, images: FeatureSet, results: dict) -> dict[str, 
         "precision_recall": precision_recall(is_positive, p, groups),
         "reliability": reliability(is_positive, raw, p),
         "probabilities": histogram(is_positive, p, *classifier.classes),
-        "confusion": confusion(results["operating_points"], *classifier.classes),
         "subgroups": forest(results["subgroups"], results),
         **({"training": history(epochs)} if epochs else {}),
         **({"froc": froc(results["localisation"]["froc"])} if results["localisation"] else {}),
@@ -72,11 +71,24 @@ def roc(is_positive: Array, p: Array, groups: Array, thresholds: dict[str, float
     figure, axes = _axes("ROC", xlabel="1 - specificity", ylabel="sensitivity")
     _plot_band(axes, lambda tp, fp: (fp / fp[-1], tp / tp[-1]), is_positive, p, groups)
     axes.plot([0, 1], [0, 1], ":", color="gray", lw=1)
-    for (name, threshold), marker in zip(thresholds.items(), "os^", strict=True):
+    for (name, threshold), marker in zip(thresholds.items(), "os^D", strict=False):
         flagged = p >= threshold
         x, y = flagged[~is_positive].mean(), flagged[is_positive].mean()
         axes.plot(x, y, marker, color=ORANGE, label=f"{name} ({threshold:.2f})")
     axes.legend(title="threshold from validation", loc="lower right", fontsize=8)
+    return figure
+
+
+def intervals(found: dict[str, metrics.Metric], title: str) -> Figure:
+    """Metrics, or differences of them, with their intervals, the first on top."""
+    figure, axes = _axes(title)
+    for y, metric in enumerate(reversed(found.values())):
+        if metric["value"] is not None:
+            axes.plot([metric["low"], metric["high"]], [y, y], color=BLUE)
+            axes.plot(metric["value"], y, "o", color=BLUE)
+    axes.set_yticks(range(len(found)), [*found][::-1])
+    if any((metric["low"] or 0) < 0 for metric in found.values()):
+        axes.axvline(0, ls=":", color="gray", lw=1)
     return figure
 
 
@@ -122,21 +134,6 @@ def froc(found: dict[str, Any]) -> Figure:
     return figure
 
 
-def confusion(points: dict[str, dict], *classes: str) -> Figure:
-    """The confusion matrix of each operating point; the positive class comes first."""
-    figure = Figure((8.6, 2.9), layout="constrained", dpi=150)
-    for axes, (name, point) in zip(figure.subplots(1, len(points)), points.items(), strict=True):
-        tn, fp, fn, tp = point["confusion_matrix"].values()
-        table = np.array([[tp, fn], [fp, tn]])
-        axes.imshow(table / table.sum(1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1.4)
-        for (i, j), count in np.ndenumerate(table):
-            axes.text(j, i, f"{count:,}", ha="center", va="center", fontsize=13)
-        axes.set_xticks([0, 1], classes, fontsize=8)
-        axes.set_yticks([0, 1], classes, fontsize=8, rotation=90, va="center")
-        axes.set(xlabel="predicted", ylabel="true", title=f"{name} ({point['threshold']:.2f})")
-    return figure
-
-
 def history(epochs: list[dict]) -> Figure:
     """Losses and validation accuracy by epoch; the best epoch is marked."""
     figure, axes = _axes("Training", xlabel="epoch", ylabel="loss")
@@ -157,6 +154,7 @@ def histogram(is_positive: Array, p: Array, positive: str, negative: str) -> Fig
     for truth, name, colour in ((False, negative, BLUE), (True, positive, ORANGE)):
         axes.hist([*p[is_positive == truth]], [*GRID[::5]], color=colour, alpha=0.6, label=name)
     axes.set_yscale("symlog", linthresh=10)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(fontsize=8)
     return figure
 

@@ -66,13 +66,9 @@ def explain_test(
         return read_grey((folder.split_dir / rows[i].path).read_bytes())
 
     def picture(i: int) -> Image.Image:
-        film = read_film(i)
-        image = overlay(film, heats[i], fit, longest=400)
-        if i in boxed:
-            draw_boxes(image, boxed[i].boxes, TRUTH)
-        if classifier.has_marks:
-            draw_boxes(image, [to_film(mark.box, film.size, fit) for mark in marks[i]], MARK)
-        return image
+        film, shown = read_film(i), marks[i] if classifier.has_marks else []
+        own = [to_film(mark.box, film.size, fit) for mark in shown]
+        return draw_pair(film, heats[i], fit, own, boxed[i].boxes if i in boxed else [])
 
     pictures = {
         heading: [(names[i], p[i], picture(i)) for i in some]
@@ -86,6 +82,20 @@ def explain_test(
             film |= score_heat(in_frame(heats[i], read_film(i).size, fit), boxed[i].boxes)
         found.append(film)
     return pictures, found
+
+
+def draw_pair(
+    film: Image.Image, heat: Array, fit: Fit, marks: Sequence[Box], truth: Sequence[Box]
+) -> Image.Image:
+    """The film, and beside it the film with its heat map and marks; the true boxes on both."""
+    right = overlay(film, heat, fit, longest=400)
+    draw_boxes(right, marks, MARK)
+    left = film.convert("RGB").resize(right.size)
+    pair = Image.new("RGB", (2 * right.width, right.height))
+    for x, half in ((0, left), (right.width, right)):
+        draw_boxes(half, truth, TRUTH)
+        pair.paste(half, (x, 0))
+    return pair
 
 
 def heat_maps(

@@ -18,6 +18,7 @@ from fracture.atomic import atomic_write
 from fracture.cli import InputError, escape_controls
 from fracture.config import Fit
 from fracture.data.boxes import to_film
+from fracture.data.dicom import caution, is_dicom
 from fracture.data.images import ImageFiles, files_below, read_grey
 from fracture.evaluation.cam import MARK, draw_boxes, find_marks, judge, overlay
 from fracture.features.extract import Compute
@@ -25,7 +26,7 @@ from fracture.models.classifier import Classifier
 
 
 def find_images(given: list[str]) -> list[Path]:
-    """The files given, and from folders every file whose name ends like an image's.
+    """The files given, and from folders every image: by its name or, of DICOM, by its content.
 
     "-" stands for the paths on standard input, one on a line.
 
@@ -45,7 +46,7 @@ def find_images(given: list[str]) -> list[Path]:
             paths.append(path)
             continue
         found = {file for file in files_below(path) if not file.name.startswith(".")}
-        images = {file for file in found if file.suffix.lower() in endings}
+        images = {f for f in found if f.suffix.lower() in endings or is_dicom(f)}
         paths += sorted(images)
         if others := sorted(found - images):
             print(f"not image files: {len(others)}, such as {escape_controls(others[0])}")
@@ -69,14 +70,14 @@ def predict_files(
         InputError: none of the files could be read, or `out` is not a file name for a table.
     """
     out = Path(options.out) if options.out else None
-    if out and (out.suffix not in (".csv", ".json") or not out.parent.is_dir()):
-        raise InputError(f"--out {out}: needs a name in .csv or .json, in a folder that exists")
+    if out:
+        check_table_name(out)
     spec, rows, films = classifier.spec, [], []
     with_heat = bool(options.heatmaps or classifier.has_marks)
     judged = judge(classifier, partial(ImageFiles, paths), compute, with_heat)
     for path, (p, heat, reason) in zip(paths, judged, strict=True):
         decision = "" if reason else classifier.decide(p, options.at)
-        note = f"unreadable: {reason}" if reason else ""
+        note = f"unreadable: {reason}" if reason else caution(path)
         row = {"file": str(path), classifier.column: p, "decision": decision, "note": note}
         if classifier.has_marks:
             flagged = decision == classifier.classes[0]
@@ -103,13 +104,21 @@ def marks_in_pixels(path: Path, heat: np.ndarray, fit: Fit) -> list[dict[str, An
 def print_predictions(rows: list[dict], classifier: Classifier, point: str) -> None:
     threshold = classifier.thresholds[point]
     print(f"{classifier.classes[0]} from {threshold:.4f} on (operating point {point})\n")
-    print(f"{classifier.column:13}{'decision':16}file")
+    first = max(13, len(classifier.column) + 2)
+    wide = max(14, *map(len, classifier.classes)) + 2
+    print(f"{classifier.column:{first}}{'decision':{wide}}file")
     for row in rows:
         p, boxes = row[classifier.column], [mark["box"] for mark in row.get("marks", [])]
         shown = "" if p is None else f"{p:.4f}"
         marks = ", ".join(" ".join(map(str, box)) for box in boxes)
-        note = f"marks {marks}" if marks else row["note"]
-        print(f"{shown:13}{row['decision']:16}{escape_controls(row['file'])}  {note}".rstrip())
+        note = "  ".join(filter(None, [f"marks {marks}" if marks else "", row["note"]]))
+        file = escape_controls(row["file"])
+        print(f"{shown:{first}}{row['decision']:{wide}}{file}  {note}".rstrip())
+
+
+def check_table_name(path: Path) -> None:
+    if path.suffix not in (".csv", ".json") or not path.parent.is_dir():
+        raise InputError(f"--out {path}: needs a name in .csv or .json, in a folder that exists")
 
 
 def write_table(path: Path, rows: list[dict]) -> None:

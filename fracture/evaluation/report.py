@@ -15,6 +15,7 @@ from fracture.evaluation.pointing import Pictures
 from fracture.evaluation.test_set import TITLES, as_text
 from fracture.features.extract import FeatureSet
 from fracture.runs.trained import TrainedRun
+from fracture.settings import read_config
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -48,7 +49,10 @@ def write_report(
     environment.globals = {"titles": TITLES, "text": as_text, "data_uri": data_uri}
     flow = image_flow(read_manifest(split_dir)[0])
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    page = template.render(results=results, run=run, plots=plots, pictures=pictures, flow=flow)
+    patients = bool(read_config(split_dir / "config.yaml").groups)
+    page = template.render(
+        results=results, run=run, plots=plots, pictures=pictures, flow=flow, patients=patients
+    )
     # backslashreplace: file names need not be valid text
     (folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
 

@@ -29,6 +29,8 @@ class Classifier:
         positive_index: of the positive class's logit.
         temperature: fitted on validation.
         thresholds: chosen on validation, by the name of the operating point.
+        curve: thresholds in falling order, with sensitivity and specificity on validation; None in
+            a run of before.
     """
 
     head: nn.Module
@@ -37,6 +39,7 @@ class Classifier:
     positive_index: int
     temperature: float
     thresholds: dict[str, float]
+    curve: list[list[float]] | None = None
 
     @property
     def has_marks(self) -> bool:
@@ -57,6 +60,29 @@ class Classifier:
 
     def decide(self, p_positive: float, operating_point: str) -> str:
         return self.classes[0 if p_positive >= self.thresholds[operating_point] else 1]
+
+    def add_point(self, name: str) -> None:
+        """Add an operating point: 0.3, or sensitivity=0.95 or specificity=0.9 on validation.
+
+        Of the thresholds that reach the target, the one that costs least of the other.
+
+        Raises:
+            InputError: the run is older than such targets.
+        """
+        kind, _, value = name.rpartition("=")
+        if name in self.thresholds:
+            return
+        if not kind:
+            self.thresholds[name] = float(value)
+            return
+        if self.curve is None:
+            raise InputError(f"--at {name}: the run's checkpoint has no such targets; train again")
+        thresholds, sensitivity, specificity = self.curve
+        reached = sensitivity if kind == "sensitivity" else specificity
+        good = [t for t, share in zip(thresholds, reached, strict=True) if share >= float(value)]
+        if not good:
+            raise InputError(f"--at {name}: no threshold reached that on validation")
+        self.thresholds[name] = max(good) if kind == "sensitivity" else min(good)
 
     def stored_heat(self, features: torch.Tensor) -> torch.Tensor | None:  # noqa: ARG002
         """The (N, h, w) heat maps if the features hold them; else `explain` has to make them."""
@@ -84,7 +110,7 @@ class Classifier:
         return maps.mean((2, 3)), torch.from_numpy(heat.reshape(n, height, width))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DetectorClassifier(Classifier):
     """The same for a run of finetune.py, whose features are its network's outputs.
 
@@ -144,12 +170,13 @@ def load_classifier(checkpoint: dict[str, Any], weights_file: str, precision: st
             raise InputError(f"the run was trained with {name} {then[name]}, not {now}; {hint}")
     index = checkpoint["classes"].index(checkpoint["positive_class"])
     classes = checkpoint["classes"][index], checkpoint["classes"][1 - index]
-    chosen = classes, index, checkpoint["temperature"], checkpoint["thresholds"]
+    found = (checkpoint["temperature"], {**checkpoint["thresholds"]}, checkpoint.get("curve"))
+    chosen = classes, index, *found
     if is_detector:
         has_map = settings["box_weight"] > 0
         network = Detector(spec, index, settings["dropout"], has_map, settings["mirror"])
         trained = DetectorSpec(**vars(spec), network=_load(network, checkpoint["head"]))
-        return DetectorClassifier(network.head, trained, *chosen, checkpoint["join"])
+        return DetectorClassifier(network.head, *chosen, spec=trained, join=checkpoint["join"])
     head = build_head(spec.width, dropout=0)
     return Classifier(_load(head, checkpoint["head"]), spec, *chosen)
 

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from torch import nn
 
 from fracture.atomic import atomic_write, lock
 from fracture.cli import InputError, one_line
-from fracture.config import RUNS, Config, read_config, shareable
+from fracture.config import RUNS, Config, run_folder, shareable
 from fracture.distributed import RANK
 from fracture.runs import checkpoint
 from fracture.runs.tracking import pick_mode, tracking
+from fracture.settings import read_config
 from fracture.training import selection_key
 
 
@@ -54,6 +55,11 @@ class Run:
             return
         mode = pick_mode(config.wandb_mode)
         self.folder = find_run(resume) if resume else new_folder(config)
+        if resume and 0 < finished_epochs(self.folder) < config.epochs:
+            self._saved_state()  # refuses other settings before a folder is made
+            self.config = replace(config, run=f"{self.folder.name}-{config.epochs}-epochs")
+            self.provenance["settings"] = shareable(asdict(self.config))
+            self.folder = longer_run(self.folder, self.config)
         busy = f"{self.folder}: another process is training this run"
         with ExitStack() as stack:  # releases the lock if the run is refused
             stack.callback(lock(self.folder / ".lock", busy).release)
@@ -64,7 +70,8 @@ class Run:
                 print(f"resumed after epoch {self.state['epoch']} of {config.epochs}")
             print(f"run in {self.folder}")
             print(f"if it is interrupted: python {config.script} --resume {self.folder.name}")
-            logged = tracking(mode, config.wandb_project, self.folder, provenance["settings"])
+            settings = self.provenance["settings"]
+            logged = tracking(mode, config.wandb_project, self.folder, settings)
             self.wandb = stack.enter_context(logged)
             self.stack = stack.pop_all()
 
@@ -75,6 +82,9 @@ class Run:
         else:
             settings = shareable(asdict(read_config(self.folder / "config.yaml")))
             state = {"settings": settings, "epoch": 0}
+        then, now = state["settings"], self.config
+        if state["epoch"] == then.get("epochs") < now.epochs:  # it goes on as a longer run
+            then |= {"epochs": now.epochs, "run": now.run}
         checkpoint.check_provenance(self.folder, state, self.provenance)
         return state
 
@@ -90,9 +100,15 @@ class Run:
             if self.best:
                 values = [f"{_title(name)} {value:.4f}" for name, value in self.best.items()]
                 print(f"\nbest epoch {self.best['epoch']}: {', '.join(values[2:])}")
-            print("next: python infer.py")
+                least = min(epoch["val_loss"] for epoch in self.history)
+                if self.history[-1]["val_loss"] > 2 * least:
+                    print(f"after its least, {least:.4f}, the validation loss doubled: lower --lr?")
+            print(f"next: python infer.py --run {self.folder.name}")
         elif issubclass(kind, Exception) and not self.history:
             shutil.rmtree(self.folder)
+        elif issubclass(kind, KeyboardInterrupt):
+            again = f"python {self.config.script} --resume {self.folder.name}"
+            print(f"\nwhat is done is kept; to go on: {again}")
 
     def load_state(
         self, head: nn.Module, optimizer: torch.optim.Optimizer, **others: checkpoint.Stateful
@@ -183,15 +199,32 @@ def new_folder(config: Config) -> Path:
     return folder
 
 
+def finished_epochs(folder: Path) -> int:
+    """The epochs of a finished run; 0 for one that is not."""
+    epochs = read_config(folder / "config.yaml").epochs
+    return epochs if len(read_history(folder)) == epochs else 0
+
+
+def longer_run(folder: Path, config: Config) -> Path:
+    """A new run that begins where a finished one ended, so that no run changes after its end."""
+    new = new_folder(config)
+    for name in ("history.jsonl", "best.pt", "last.pt"):
+        shutil.copy2(folder / name, new / name)
+    print(f"{folder} is finished and stays as it is")
+    return new
+
+
 def find_run(name: str | None) -> Path:
-    """The folder of a run, by default the latest.
+    """The folder of a run, from its name or path; by default the latest.
 
     Raises:
         InputError: there is no such run.
     """
-    folder = RUNS / (RUNS / ("latest" if name is None else Path(name).name)).resolve().name
+    latest = name in (None, "latest")
+    folder = RUNS / (RUNS / "latest").resolve().name if latest else run_folder(str(name))
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such run here; train one first: python train.py")
+        hint = "train one first: python train.py, or name one with --run NAME_OR_PATH"
+        raise InputError(f"{folder}: no such run in {Path.cwd()}; {hint}")
     return folder
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from fracture.cli import InputError, one_line
-from fracture.config import Config, read_config
+from fracture.config import Config
 from fracture.data.manifest import FILE_NAME, read_manifest
 from fracture.models.classifier import Classifier, load_classifier
 from fracture.models.detector import Detector
 from fracture.runs.checkpoint import load_checkpoint
 from fracture.runs.folder import find_run
 from fracture.runs.tracking import pick_mode
+from fracture.settings import read_config
 
 PACKAGES = ("torch", "efficientnet-pytorch", "pillow", "numpy", "scikit-learn")
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fracture.config import Config, parse_settings, settings_parser
+from fracture.config import SplitConfig
 from fracture.data.manifest import Row
 from fracture.data.splitting import make_splits, scan_dataset, write_splits
+from fracture.settings import parse_settings, settings_parser
 
 
-def settings(*argv: str) -> Config:
-    return parse_settings(Config, settings_parser(Config), [*argv])[0]
+def settings(*argv: str) -> SplitConfig:
+    return parse_settings(SplitConfig, settings_parser(SplitConfig), [*argv])[0]
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 
-from fracture.data.dicom import read_dicom
+from fracture.data.dicom import caution, patient_of, read_dicom
 from fracture.data.images import scan_image
 from tests.conftest import Patch
 
@@ -36,6 +38,14 @@ def dicom(levels: np.ndarray = GREY, syntax: str = "1.2.840.10008.1.2.1", **own:
     return buffer.getvalue()
 
 
+def without_pixels() -> bytes:
+    """A structured report, say."""
+    film = dcmread(io.BytesIO(dicom()))
+    del film.PixelData
+    film.save_as(buffer := io.BytesIO())
+    return buffer.getvalue()
+
+
 SHOWN = {
     "plain": (dicom(), GREY),
     "air bright": (dicom(255 - GREY, PhotometricInterpretation="MONOCHROME1"), GREY),
@@ -52,6 +62,11 @@ REFUSED = {
     "65535 x 65535 pixels are too many": dicom(Rows=65535, Columns=65535),
     "not finite": dicom(RescaleSlope="1e400", RescaleIntercept="0"),
     "pixel data": dicom(GREY[:4]),
+    "MR, not a radiograph": dicom(Modality="MR"),
+    "no image in it": without_pixels(),
+    "JPEG-LS Lossless Image Compression: pip install": dicom(
+        syntax="1.2.840.10008.1.2.4.80", PixelData=encapsulate([b"\0" * 8])
+    ),
 }
 
 
@@ -71,4 +86,20 @@ def test_pydicom_is_optional(tmp_path: Path, monkeypatch: Patch) -> None:
     (tmp_path / "film.jpg").write_bytes(dicom())
     assert scan_image(tmp_path / "film.jpg").error == ""
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    assert scan_image(tmp_path / "film.jpg").error.endswith("to read it: pip install pydicom")
+    assert scan_image(tmp_path / "film.jpg").error.endswith(
+        "to read it: pip install -r requirements-dicom.txt"
+    )
+
+
+def test_a_header_tells_the_patient_and_what_is_no_limb(tmp_path: Path) -> None:
+    films = {"a": "HAND", "b": "L WRIST", "c": "CHEST", "d": ""}
+    for name, part in films.items():
+        owner = "Doe^J" if name in "ab" else ""
+        (tmp_path / name).write_bytes(dicom(BodyPartExamined=part, PatientID=owner))
+    (tmp_path / "e").write_bytes(b"no DICOM")
+    told = [caution(tmp_path / name) for name in "abcde"]
+    assert told == ["", "", "caution: CHEST, not a limb", "", ""]
+    patients = [patient_of(tmp_path / name) for name in "abcde"]
+    assert patients[0] == patients[1] != ""
+    assert "Doe" not in patients[0]
+    assert patients[2:] == ["", "", ""]

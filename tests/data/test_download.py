@@ -10,6 +10,7 @@ from zipfile import ZipFile
 
 import pytest
 
+import split_dataset
 from fracture.cli import InputError
 from fracture.data.download import fetch_dataset
 from tests.conftest import files_in
@@ -58,6 +59,14 @@ def test_the_archive_is_downloaded_once(server: str, tmp_path: Path, path: str) 
         assert files_in(folder) == FILES
 
 
+def test_nothing_is_downloaded_for_a_mistyped_path(server: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"FracAtas: no such folder or \.zip; mend .*--download"):
+        fetch_dataset(tmp_path / "FracAtas", f"{server}/good", MD5, may_download=False)
+    assert not split_dataset.arguments(["--data_root", "FracAtas"])[1].download
+    assert split_dataset.arguments([])[1].download
+    assert split_dataset.arguments(["--data_root", "FracAtas", "--download"])[1].download
+
+
 FAULTS = {"/wrong": "MD5 hash", "/cut": "IncompleteRead", "/missing": "404", "": "Max retries"}
 FAULTS["/http"] = r"redirects to http://127\.0\.0\.2:9/good, which is not https"
 
@@ -76,15 +85,16 @@ def test_another_file_is_not_kept(server: str, tmp_path: Path, path: str) -> Non
 def test_a_zip_that_is_there_is_unpacked_beside_itself(tmp_path: Path, given: str) -> None:
     (tmp_path / "My films.zip").write_bytes(ARCHIVE)
     for _ in range(2):
-        assert fetch_dataset(tmp_path / given, NOWHERE, "") == tmp_path / "My films"
-        assert files_in(tmp_path / "My films") == FILES
-    assert fetch_dataset(tmp_path, NOWHERE, "") == tmp_path  # a folder is taken as it is
+        found = fetch_dataset(tmp_path / given, NOWHERE, "")
+        assert found == tmp_path / "My films/FracAtlas"
+        assert files_in(found) == FILES
+    assert fetch_dataset(tmp_path, NOWHERE, "") == found  # two levels too high
     with pytest.raises(InputError, match=r"neither a folder nor a \.zip"):
-        fetch_dataset(tmp_path / "My films/images/F/1.jpg", NOWHERE, "")
+        fetch_dataset(next(found.rglob("*.jpg")), NOWHERE, "")
 
 
 UNPACKED = {
-    "Atlas/F/1.jpg Atlas/dataset.csv __MACOSX/Atlas/._1 .DS_Store": "a/F/1.jpg a/dataset.csv",
+    "Atlas/F/1.jpg Atlas/N/1.jpg __MACOSX/Atlas/._1": "a/Atlas/F/1.jpg a/Atlas/N/1.jpg",
     "F/1.jpg ../2.txt /3.txt": "a/F/1.jpg a/2.txt a/3.txt",
     "images/1.jpg images/../../../2.txt": "a/images/1.jpg a/images/2.txt",
 }
@@ -93,7 +103,8 @@ UNPACKED = {
 @pytest.mark.parametrize("names", UNPACKED)
 def test_a_wrapping_folder_is_left_out_and_no_file_outside(tmp_path: Path, names: str) -> None:
     (tmp_path / "a.zip").write_bytes(zipped(*names.split()))
-    fetch_dataset(tmp_path / "a.zip", NOWHERE, "")
+    found = fetch_dataset(tmp_path / "a.zip", NOWHERE, "")
+    assert (found.name == "Atlas") == ("Atlas" in names)
     assert files_in(tmp_path).keys() == {"a.zip", *UNPACKED[names].split()}
 
 

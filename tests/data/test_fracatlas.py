@@ -6,6 +6,8 @@ import pytest
 
 from fracture.cli import InputError
 from fracture.data.fracatlas import find_radiographs
+from fracture.data.manifest import Row
+from tests.conftest import Capture
 
 HURT, SOUND = "images/Fractured/1.jpg", "images/Non_fractured/1.jpg"
 
@@ -42,8 +44,27 @@ def test_any_other_two_folders_are_classes_of_their_names(tmp_path: Path) -> Non
 def test_other_than_two_classes_are_refused(tmp_path: Path, folders: str) -> None:
     lay_out(tmp_path, *(f"{name}/1.png" for name in folders))
     (tmp_path / "-/1.png").unlink(missing_ok=True)  # that class is empty
-    with pytest.raises(InputError, match=r"two class folders are needed; pass|only class .* two"):
+    with pytest.raises(InputError, match=r"class folders, two are needed; --neg|only class .* two"):
         find_radiographs(tmp_path)
+
+
+def test_one_class_stands_against_the_rest(tmp_path: Path, capsys: Capture) -> None:
+    lay_out(tmp_path, "healthy/1.png", "cyst/1.png", "crack/1.png")
+    found = find_radiographs(tmp_path, "ill", "healthy")
+    assert [item.label for item in found] == ["ill", "ill", "healthy"]
+    names = {Row(item.image, item.label, "train", "", "", "").name for item in found}
+    assert names == {"ill/crack/1.png", "ill/cyst/1.png", "healthy/1.png"}
+    assert "healthy against crack, cyst, as ill" in capsys.readouterr().out
+    with pytest.raises(InputError, match="negative_class is 'sound'; allowed: crack, cyst, health"):
+        find_radiographs(tmp_path, "ill", "sound")
+
+
+def test_a_published_split_is_kept(tmp_path: Path) -> None:
+    names = [f"{part}/{label}/1.png" for part in ("Test", "train", "valid") for label in "ab"]
+    found = find_radiographs(lay_out(tmp_path, *names))
+    assert [item.split for item in found] == ["test", "test", "train", "train", "val", "val"]
+    assert [item.label for item in found] == ["a", "b"] * 3
+    assert len({Row(item.image, item.label, item.split, "", "", "").name for item in found}) == 6
 
 
 @pytest.mark.parametrize("flag", [0, 1])

@@ -11,6 +11,7 @@ from PIL import Image
 
 import split_dataset
 from fracture.cli import InputError
+from fracture.data.fracatlas import CLASSES
 from fracture.data.manifest import SPLITS, Row, read_manifest
 from fracture.data.splitting import assign_splits, make_splits, scan_dataset, write_splits
 from tests.conftest import Capture, Patch, files_in, run_expecting_error, slow
@@ -100,6 +101,32 @@ def test_of_an_id_in_both_folders_one_file_stays(drawn: Path, tmp_path: Path) ->
     rows = {root / row.image: row for row in scan_dataset(root)}
     assert [rows[path].split == "" for path in (*films, *spares)] == [True, False, False, True]
     assert "the same id in the other class folder" in rows[spares[0]].reason
+
+
+def test_a_published_split_gets_a_val_part_and_no_copy_in_train(
+    drawn: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    films = {name: sorted((drawn / "images" / name).iterdir()) for name in CLASSES}
+    for name, paths in films.items():
+        for i, path in enumerate(paths[3:]):
+            part = tmp_path / ("test" if i % 4 == 0 else "train") / name
+            part.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, part)
+    film = next((tmp_path / "test/Non_fractured").iterdir())
+    grey = Image.open(film)
+    grey.resize((grey.width - 9, grey.height)).save(tmp_path / "train/Non_fractured/again.jpg")
+    rows = scan_dataset(tmp_path)
+    (again,) = (row for row in rows if row.image.endswith("again.jpg"))
+    assert (again.split, again.reason) == ("excluded", f"copy of test/Non_fractured/{film.name}")
+    split = make_splits(rows, settings())["."]
+    assert "no val folder: 11% of train becomes val" in capsys.readouterr().out
+    for row in split:
+        was_test = row.image.startswith("test/")
+        assert row.split in ("excluded", *(["test"] if was_test else ["train", "val"]))
+    groups = {(row.group, row.split) for row in split if row.split != "excluded"}
+    assert len(groups) == len({group for group, _ in groups})
+    with pytest.raises(InputError, match="already; leave out --folds"):
+        make_splits(rows, settings("--folds", "3"))
 
 
 def test_the_split_does_not_depend_on_the_bytes_of_the_files(

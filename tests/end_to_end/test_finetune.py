@@ -127,8 +127,10 @@ def test_init_starts_from_all_weights_of_a_run_or_from_its_head() -> None:
 
 
 @pytest.mark.usefixtures("place")
-def test_views_are_refused_as_a_setting_of_train_py() -> None:
-    line = run_expecting_error(finetune.main, *SMALL, "--views", "[squash-128]", "--run", "seen")
+def test_views_in_a_file_are_refused_as_a_setting_of_train_py() -> None:
+    Path("views.yaml").write_text("views: [squash-128]")
+    argv = [*SMALL, "--config", "views.yaml", "--run", "seen"]
+    line = run_expecting_error(finetune.main, *argv)
     assert line.startswith("views is a setting of train.py;")
     assert not Path("runs/seen").exists()
 

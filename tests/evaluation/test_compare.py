@@ -1,5 +1,6 @@
 """Tested runs are compared image by image, and folds pooled."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -41,7 +42,10 @@ def save_tested(name: str, log_odds: np.ndarray, first: int = 0, last: int = 300
 
 
 def test_a_run_does_not_differ_from_itself(capsys: Capture) -> None:
-    infer.main(["--compare", "a", "a"])
+    infer.main(["--compare", "a", "a", "--out", "table.csv"])
+    first, *_ = csv.DictReader(Path("table.csv").read_text().splitlines())
+    assert first == {"metric": "accuracy", "value": "0.0", "low": "0.0", "high": "0.0", "n": "300"}
+    assert Path("table.png").stat().st_size > 5000
     assert (out := capsys.readouterr().out).count("0.000 (0.000 to 0.000)") == len(TITLES)
     assert "only a is right on 0, only a on 0: McNemar's exact p = 1.000" in out
 
@@ -79,7 +83,8 @@ def test_damaged_and_other_tests_are_refused(file: str, old: str, new: str, said
 
 def test_pooled_folds_are_one_test_set_and_no_image_counts_twice(capsys: Capture) -> None:
     folds = [save_tested(f"fold-{i}", LOG_ODDS, i, i + 100).parent.name for i in (0, 100, 200)]
-    infer.main(["--pool", *folds])
+    infer.main(["--pool", *folds, "--out", "table.json"])
+    assert {row["metric"] for row in json.loads(Path("table.json").read_text())} == TITLES.keys()
     out = capsys.readouterr().out
     pooled = metrics.evaluate(TRUTH, expit(LOG_ODDS / 2), WEIGHTS)
     for name, title in TITLES.items():

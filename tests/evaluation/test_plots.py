@@ -22,10 +22,9 @@ def test_every_plot_draws_and_says_what_it_shows(p: np.ndarray, count: int) -> N
     truth[0] = False
     found = metrics.evaluate(truth, p, metrics.group_bootstrap(groups, 20))
     group = {"name": "hand", "n": 9, "positives": 3, "sensitivity": found["sensitivity"]}
-    points = {name: {"threshold": t, **found} for name, t in THRESHOLDS.items()}
     figures = [plots.roc(truth, p, groups, THRESHOLDS), plots.precision_recall(truth, p, groups)]
     figures += [plots.reliability(truth, p, p), plots.histogram(truth, p, *CLASSES)]
-    figures += [plots.history([EPOCH]), plots.confusion(points, *CLASSES)]
+    figures += [plots.history([EPOCH])]
     forest = plots.forest([group, group | {"roc_auc": found["roc_auc"]}], found)
     assert [axes.get_xlabel() for axes in forest.axes] == ["sensitivity", "ROC-AUC"]
     forest.savefig(io.BytesIO())

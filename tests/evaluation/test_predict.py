@@ -12,6 +12,7 @@ from PIL import Image
 
 import infer
 from fracture.data.images import read_grey
+from fracture.runs.trained import load_trained
 from tests.conftest import Capture, Patch, run_expecting_error
 from tests.evaluation.conftest import CLASSES, THRESHOLDS
 
@@ -48,8 +49,10 @@ REFUSED = [
     (["empty"], "empty: no images here"),
     (["bad.jpg"], "no file could be read: bad.jpg: unreadable: not an image"),
     (["bad.jpg", "--out", "x.txt"], "--out x.txt: needs a name in .csv or .json, in a folder"),
+    (["bad.jpg", "--at", "often"], "settings: "),
+    (["bad.jpg", "--at", "sensitivity=2"], "settings: "),
     (["--out", "x.csv"], "--out and --heatmaps need files to predict"),
-    (["bad.jpg", "--run", "nobody"], "runs/nobody: no such run here; train one first"),
+    (["bad.jpg", "--run", "nobody"], "runs/nobody: no such run in /"),
 ]
 
 
@@ -58,9 +61,9 @@ def test_what_cannot_be_predicted_is_told_in_a_line(argv: list[str], said: str) 
     assert run_expecting_error(infer.main, *argv).startswith(said)
 
 
-@pytest.mark.parametrize("point", THRESHOLDS)
+@pytest.mark.parametrize("point", [*THRESHOLDS, "0.05", "sensitivity=0.95"])
 @pytest.mark.parametrize("end", ["csv", "json"])
-def test_tables(films: list[str], results: dict, capsys: Capture, point: str, end: str) -> None:
+def test_tables(films: list[str], capsys: Capture, point: str, end: str) -> None:
     """A file holds what is printed: the test's probabilities, whatever operating point decides."""
     *lines, _ = predict(capsys, *films[::3], "bad.jpg", "--at", point, "--out", f"x.{end}")
     with Path(f"x.{end}").open() as file, Path("runs/first/test/predictions.csv").open() as test:
@@ -69,7 +72,9 @@ def test_tables(films: list[str], results: dict, capsys: Capture, point: str, en
     assert (bad["p_fractured"] or "", bad["decision"], bad["note"]) == ("", "", NO_IMAGE)
     p = [float(row["p_fractured"]) for row in good]
     assert p == pytest.approx(tested[::3], abs=1e-6)
-    decided = [CLASSES[one < results["operating_points"][point]["threshold"]] for one in p]
+    classifier = load_trained(infer.arguments(["--run", "first"])[0], "float32").classifier
+    classifier.add_point(point)
+    decided = [CLASSES[one < classifier.thresholds[point]] for one in p]
     assert decided == [row["decision"] for row in good]
     assert lines == [[f"{p[i]:.4f}", decided[i], film] for i, film in enumerate(films[::3])]
 

@@ -129,7 +129,7 @@ def test_a_killed_download_or_split_is_not_taken_for_a_whole_one(
     with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/archive.zip"
-        command += ["--data_url", url, "--data_md5", digest]
+        command += ["--download", "--data_url", url, "--data_md5", digest]
         has_begun = lambda: (got / begun).exists() or (got / "split").exists()  # noqa: E731
         for _ in kills(what, longest, has_begun, command):
             if (archive := got / "FracAtlas.zip").exists():
@@ -137,10 +137,10 @@ def test_a_killed_download_or_split_is_not_taken_for_a_whole_one(
             if (got / "split").exists():
                 split_dataset.main([*command[1:], "--check"])
             if (got / "FracAtlas").exists():
-                assert files_in(got / "FracAtlas") == files_in(drawn)
+                assert files_in(got / "FracAtlas/FracAtlas") == files_in(drawn)
                 shutil.rmtree(got)
         split_dataset.main(command[1:])
         server.shutdown()
     assert {path.name for path in got.iterdir()} == {"FracAtlas", "FracAtlas.zip", "split"}
-    assert files_in(got / "FracAtlas") == files_in(drawn)
+    assert files_in(got / "FracAtlas/FracAtlas") == files_in(drawn)
     assert (got / "split/manifest.csv").read_text() == Path("data/split/manifest.csv").read_text()

@@ -31,9 +31,14 @@ def test_a_run_shares_nothing_of_the_machine_and_asks_for_no_address(
     shutil.copy(find_weights(LITE[1], "imagenet", 0).path or "", "own.pth")
     variables = {"USER": USER, "LOGNAME": USER, "HOME": str(home), "PYTHONPATH": str(ROOT)}
     variables |= {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}
-    paths = {"data_root": drawn, "split_dir": home / "split", "weights": home / "own.pth"}
-    command = ["-c", DRIVER, *LITE, "--epochs", "2", "--image_size", "96"]
-    command += [f"--{name}={path}" for name, path in paths.items()]
+    settings: dict[str, object] = {
+        "data_root": drawn,
+        "split_dir": home / "split",
+        "weights": home / "own.pth",
+    }
+    settings |= {"backbone": LITE[1], "epochs": 2, "image_size": 96}
+    (home / "own.yaml").write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
+    command = ["-c", DRIVER, "--config", str(home / "own.yaml")]
     done = on_another_machine(f"echo {HOST} > /proc/sys/kernel/hostname", *command, **variables)
     assert done.returncode == 0, done.stderr
     run = (home / "runs/latest").resolve()

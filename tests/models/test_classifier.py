@@ -5,12 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.special import expit, logit
 from torch import nn
 
 from fracture.cli import InputError
+from fracture.evaluation import metrics
 from fracture.models.backbone import FeatureSpec
 from fracture.models.classifier import load_classifier
 from fracture.models.head import build_head
@@ -54,6 +56,26 @@ def test_a_run_decides_by_its_own_preprocessing_calibration_and_positive_class(
     assert classifier.decide(p, "protocol") == "Fractured"
     assert classifier.decide(0.3, "youden") == classifier.classes[0] == positive
     assert classifier.column == f"p_{positive.lower()}"
+
+
+@pytest.mark.parametrize(
+    ("name", "threshold"),
+    [("0.3", 0.3), ("sensitivity=0.75", 0.5), ("specificity=0.6", 0.5), ("specificity=1", 0.7)],
+)
+def test_an_operating_point_is_a_threshold_or_a_target_on_validation(
+    checkpoint: Checkpoint, name: str, threshold: float
+) -> None:
+    p = np.array([0.9, 0.7, 0.6, 0.5, 0.4, 0.2, 0.1])
+    truth = np.array([True, True, False, True, False, True, False])
+    found = metrics.calibrate(torch.tensor([logit(p), p * 0]).T, torch.tensor(1 - truth), 0)
+    curve = [expit(logit(found["curve"][0]) * found["temperature"]).tolist(), *found["curve"][1:]]
+    classifier = load_classifier(checkpoint | {"curve": curve}, "own.pth", "float32")
+    classifier.add_point(name)
+    assert classifier.thresholds[name] == pytest.approx(threshold)
+    older = load_classifier(checkpoint, "own.pth", "float32")
+    if "=" in name:
+        with pytest.raises(InputError, match=f"--at {name}: the run's checkpoint has no"):
+            older.add_point(name)
 
 
 def test_any_head_has_heat_maps_that_say_what_it_makes_of_each_place(

@@ -1,0 +1,85 @@
+"""Which films belong to one patient, so that they share a split."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from fracture.cli import InputError
+from fracture.data.dicom import patient_of
+from fracture.data.manifest import Row
+
+
+def join_patients(rows: Sequence[Row], source: str, data_root: Path) -> list[Row]:
+    """Join the groups of copies of each patient to one group; print what that makes.
+
+    Args:
+        rows: from `exclude_copies`; those excluded stay as they are.
+        source: the setting `groups`.
+        data_root: where the files are.
+
+    Returns:
+        The rows in the same order. A group keeps the name of one of its films: no patient's name
+        is written anywhere.
+
+    Raises:
+        InputError: the table is not one, or it names none of the films.
+    """
+    kept = [row for row in rows if row.split != "excluded"]
+    patients = find_patients(kept, source, data_root)
+    alone = [row.image for row in kept if row.image not in patients]
+    if len(alone) == len(kept):
+        raise InputError(f"groups is {source}: it gives none of the {len(kept):,} films a group")
+    nodes: dict[tuple[str, str], int] = {}
+
+    def node(kind: str, name: str) -> int:
+        return nodes.setdefault((kind, name), len(nodes))
+
+    edges = [
+        (node("copies", row.group), node("patient", patients.get(row.image, f"film {row.image}")))
+        for row in kept
+    ]
+    ends = tuple(zip(*edges, strict=True))
+    graph = coo_array(([1] * len(edges), ends), shape=(len(nodes), len(nodes)))
+    component = connected_components(graph, directed=False)[1].tolist()
+    names: dict[int, str] = {}  # of each component: its first group of copies
+    joined: dict[str, str] = {}  # the new name of each group of copies
+    labels = defaultdict(set)
+    for row in sorted(kept, key=lambda row: row.group):
+        number = component[nodes["copies", row.group]]
+        joined[row.group] = names.setdefault(number, row.group)
+        labels[number].add(row.label)
+    both = sum(len(found) > 1 for found in labels.values())
+    print(f"groups: {len(labels):,} of {len(kept):,} films; {both:,} with films of both classes")
+    if alone:
+        print(f"films without a group, each on its own: {len(alone):,}, such as {alone[0]}")
+    return [replace(row, group=joined.get(row.group, row.group)) for row in rows]
+
+
+def find_patients(rows: Sequence[Row], source: str, data_root: Path) -> dict[str, str]:
+    """The patient of each film that has one, by `Row.image`."""
+    if source == "folder":  # one below the class folder
+        return {
+            row.image: str(PurePosixPath(row.image).parent)
+            for row in rows
+            if len(PurePosixPath(row.name).parts) > 2
+        }
+    if source == "patient_id":
+        found = {row.image: patient_of(data_root / row.image) for row in rows}
+        return {image: name for image, name in found.items() if name}
+    try:
+        with Path(source).open(newline="", encoding="utf-8-sig") as file:
+            table = {line["image"]: line["group"] for line in csv.DictReader(file)}
+    except (KeyError, ValueError, csv.Error) as error:
+        raise InputError(f"groups: {source} needs the columns image and group") from error
+    except OSError as error:
+        hint = "allowed: a table, folder or patient_id"
+        raise InputError(f"groups: {source}: {error.strerror}; {hint}") from error
+    names = {name: row.image for row in rows for name in (row.image, row.image.rsplit("/")[-1])}
+    if unknown := [image for image in table if image not in names]:
+        print(f"{source}: {len(unknown):,} images are not here, such as {unknown[0]}")
+    return {names[image]: group for image, group in table.items() if image in names and group}
