@@ -150,7 +150,7 @@ class FinetuneConfig(Config):
 
 def run_folder(name: str) -> Path:
     """The folder of a run, from its name or its path."""
-    return Path(name) if "/" in name.rstrip("/") else RUNS / name
+    return Path(name) if "/" in name else RUNS / name
 
 
 def is_https(address: str) -> bool:

@@ -13,7 +13,7 @@ from PIL import Image
 import infer
 from fracture.data.images import read_grey
 from fracture.runs.trained import load_trained
-from tests.conftest import Capture, Patch, run_expecting_error
+from tests.conftest import ROOT, Capture, Patch, run_expecting_error
 from tests.evaluation.conftest import CLASSES, THRESHOLDS
 
 NO_IMAGE = "unreadable: not an image"
@@ -92,3 +92,13 @@ def test_turned_and_16_bit_films_are_what_they_show(drawn: Path, capsys: Capture
     first, last = maps.values()
     assert first.shape == last.shape == (grey.height, grey.width, 3)
     assert abs(first.astype(int) - last).max() <= 1
+
+
+def test_the_model_that_comes_along_judges_and_marks_a_film(
+    films: list[str], capsys: Capture
+) -> None:
+    infer.main(["--run", f"{ROOT}/pretrained", films[0], "--at", "sensitivity=0.95"])
+    out = capsys.readouterr().out
+    assert "run pretrained, epoch 10: efficientnet-lite0, imagenet weights" in out
+    assert "Fractured from 0.0402 on (operating point sensitivity=0.95)" in out
+    assert (ROOT / "pretrained/best.pt").stat().st_size < 8e6
