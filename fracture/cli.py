@@ -8,6 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+# On a shared machine, torch's threads would wait for each other in a busy loop and take the cores
+# from the very threads that they wait for. Read when torch is imported, which comes after this.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 # torch has no exception of its own for these; a killed decoder may also reset its connection.
 SHORT_OF_MEMORY = "DataLoader worker|out of memory|allocate memory|MemoryError|ConnectionReset"
 
