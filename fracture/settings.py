@@ -131,9 +131,16 @@ def read_config(path: Path) -> FinetuneConfig:
 
 
 def operating_point(text: str) -> str:
-    """What --at takes; jsonargparse names the flag in its message."""
-    if text not in OPERATING_POINTS and not re.fullmatch(r"(\w+ity=)?(0|0?\.\d+|1)", text):
-        raise ValueError(f"allowed: {', '.join(OPERATING_POINTS)}, 0 to 1, sensitivity=0.95")
+    """What --at takes.
+
+    Raises:
+        ArgumentTypeError: it is neither a threshold nor an operating point.
+    """
+    if text not in OPERATING_POINTS and not re.fullmatch(
+        r"((sensitivity|specificity)=)?(0|0?\.\d+|1)", text
+    ):
+        allowed = f"{', '.join(OPERATING_POINTS)}, 0 to 1, sensitivity=0.95, specificity=0.9"
+        raise argparse.ArgumentTypeError(f"{text!r} is none of: {allowed}")
     return text
 
 

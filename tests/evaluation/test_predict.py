@@ -51,6 +51,7 @@ REFUSED = [
     (["bad.jpg", "--out", "x.txt"], "--out x.txt: needs a name in .csv or .json, in a folder"),
     (["bad.jpg", "--at", "often"], "settings: "),
     (["bad.jpg", "--at", "sensitivity=2"], "settings: "),
+    (["bad.jpg", "--at", "velocity=0.5"], "settings: "),
     (["--out", "x.csv"], "--out and --heatmaps need files to predict"),
     (["bad.jpg", "--run", "nobody"], "runs/nobody: no such run in /"),
 ]
