@@ -2,7 +2,8 @@
 
     python infer.py                       # the latest run on the test split
     python infer.py --run NAME            # another run
-    python infer.py film.jpg folder/      # a table, one line a file
+    python infer.py film.jpg folder/      # a table, one line a file; without a run, the model
+                                          # that comes along judges (--run pretrained)
     find . -name '*.png' | python infer.py - --at sensitivity90 --out found.csv
     python infer.py --compare A B         # two tested runs: is A better than B?
     python infer.py --pool fold-1 fold-2 fold-3     # all folds of a split
@@ -42,6 +43,7 @@ if __name__ == "__main__":
 
 from fracture.atomic import publish, staging_dir
 from fracture.distributed import RANK
+from fracture.evaluation.model import Model
 from fracture.evaluation.predict import find_images, predict_files
 from fracture.features.extract import Compute, cached_features, pick_compute
 from fracture.runs.trained import TrainedRun, load_trained
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = load_trained(config, compute.precision)
     run.classifier.add_point(options.at)
     if paths:
-        predict_files(run.classifier, paths, options, compute)
+        predict_files(Model(run.classifier, compute), paths, options)
     else:
         test(run, config, compute)
 

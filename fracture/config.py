@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path("runs")
+BOXED = ROOT / "pretrained"  # the model that comes along; below the package where it is installed
+BOXED = BOXED if BOXED.is_dir() else Path(__file__).parent / BOXED.name
 OPERATING_POINTS = ("protocol", "sensitivity90", "youden")  # the first decides at p = 0.5
 MACHINE_PATHS = ("data_root", "data_url", "split_dir", "cache_dir")
 FOR_SPLITTING = {
@@ -149,8 +151,9 @@ class FinetuneConfig(Config):
 
 
 def run_folder(name: str) -> Path:
-    """The folder of a run, from its name or its path."""
-    return Path(name) if "/" in name else RUNS / name
+    """The folder of a run, from its name or its path; `pretrained` comes along."""
+    folder = Path(name) if "/" in name else RUNS / name
+    return BOXED if name == BOXED.name and not folder.is_dir() else folder
 
 
 def is_https(address: str) -> bool:

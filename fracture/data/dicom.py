@@ -47,9 +47,9 @@ def patient_of(path: Path) -> str:
     return hashlib.sha256(name.encode()).hexdigest() if name else ""
 
 
-def caution(path: Path) -> str:
-    """What to tell of a film beside its probability: it shows no limb."""
-    found = header(path)
+def caution(film: object) -> str:
+    """What to tell of a film beside its probability: it is a file that shows no limb."""
+    found = header(Path(film)) if isinstance(film, str | Path) else None
     part = str(found.get("BodyPartExamined", "")).upper() if found else ""
     shows_limb = not part or any(limb in part for limb in LIMBS)
     return "" if shows_limb else f"caution: {part}, not a limb"

@@ -29,6 +29,9 @@ warnings.filterwarnings("ignore", module=r"PIL\.|pydicom\.")
 # away.
 IMAGE_ERRORS = Exception
 
+# A film: the path of a file, its content, a Pillow image, or an array of grey levels or colours.
+Source = str | Path | bytes | Image.Image | np.ndarray
+
 
 @dataclass(frozen=True)
 class ImageReport:
@@ -100,18 +103,23 @@ def describe(error: Exception) -> str:
     return getattr(error, "strerror", None) or one_line(error)
 
 
-def read_grey(content: bytes, at_least: int = 0) -> Image.Image:
+def read_grey(source: Source, at_least: int = 0) -> Image.Image:
     """Decode a radiograph, upright and in 8-bit grey.
 
     Args:
-        content: a file that Pillow reads, or DICOM, with one frame of integer grey levels or
-            colours. Of more than 8 bits the upper 8 in use count: 12-bit films come in 16-bit
+        source: of a file, one that Pillow reads, or DICOM, with one frame of integer grey levels
+            or colours. Of more than 8 bits the upper 8 in use count: 12-bit films come in 16-bit
             files.
         at_least: a JPEG may be decoded smaller, down to this many pixels a side; 0: full size.
 
     Raises:
         IMAGE_ERRORS: it is not a complete image.
     """
+    if isinstance(source, np.ndarray):
+        source = Image.fromarray(source)
+    if isinstance(source, Image.Image):
+        return _grey(ImageOps.exif_transpose(source))
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
     if content[128:132] == b"DICM":  # after the preamble, DICOM PS3.10 sec. 7.1
         return read_dicom(content)
     with Image.open(io.BytesIO(content)) as image:
@@ -123,6 +131,11 @@ def read_grey(content: bytes, at_least: int = 0) -> Image.Image:
         if at_least:
             image.draft("L", (at_least, at_least))  # leaves out detail while decoding
         ImageOps.exif_transpose(image, in_place=True)
+    return _grey(image)
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """An image of any mode in 8-bit grey."""
     if image.mode == "F":
         raise ValueError("grey levels are fractions, of unknown range")
     if image.mode.startswith("I"):
@@ -132,11 +145,11 @@ def read_grey(content: bytes, at_least: int = 0) -> Image.Image:
     return image.convert("L")
 
 
-def load_image(content: bytes, size: int, fit: Fit) -> np.ndarray:
+def load_image(source: Source, size: int, fit: Fit) -> np.ndarray:
     """Decode a radiograph as an upright, grey square of (size, size) uint8.
 
     Args:
-        content: the file, as for `read_grey`.
+        source: as for `read_grey`.
         size: pixels a side.
         fit: "squash" ignores the proportions, as the published protocol does (arXiv 2406.15958);
             "letterbox" keeps them and pads with black.
@@ -144,38 +157,41 @@ def load_image(content: bytes, size: int, fit: Fit) -> np.ndarray:
     Raises:
         IMAGE_ERRORS: it is not a complete image.
     """
-    grey = read_grey(content, at_least=2 * size)  # twice: then the resize sets the quality
+    grey = read_grey(source, at_least=2 * size)  # twice: then the resize sets the quality
     if fit == "squash":
         return np.array(grey.resize((size, size), Image.Resampling.BILINEAR))
     return np.array(ImageOps.pad(grey, (size, size), Image.Resampling.BILINEAR))
 
 
-def load_or_explain(path: Path, size: int, fit: Fit, digest: str = "") -> tuple[torch.Tensor, str]:
-    """A file as (size, size) uint8 and "", or black and the reason why it is unreadable.
+def load_or_explain(
+    source: Source, size: int, fit: Fit, digest: str = ""
+) -> tuple[torch.Tensor, str]:
+    """A film as (size, size) uint8 and "", or black and the reason why it is unreadable.
 
     Args:
-        path: the file.
+        source: as for `read_grey`.
         size: pixels a side.
         fit: as in `load_image`.
-        digest: the sha256 that the file must have, so that no other image is taken for it; "": any.
+        digest: the sha256 that a file must have, so that no other image is taken for it; "": any.
     """
     try:
-        content = path.read_bytes()
-        if digest and hashlib.sha256(content).hexdigest() != digest:
-            raise ValueError("changed since the split was made")
-        return torch.from_numpy(load_image(content, size, fit)), ""
+        if digest:
+            source = Path(source).read_bytes()  # type: ignore[arg-type]
+            if hashlib.sha256(source).hexdigest() != digest:
+                raise ValueError("changed since the split was made")
+        return torch.from_numpy(load_image(source, size, fit)), ""
     except IMAGE_ERRORS as error:
         return torch.zeros(size, size, dtype=torch.uint8), describe(error)
 
 
 class ImageFiles(Dataset):
-    """Files of any folder as (image, reason), as `load_or_explain` returns them."""
+    """Films from anywhere as (image, reason), as `load_or_explain` returns them."""
 
-    def __init__(self, paths: Sequence[Path], size: int, fit: Fit) -> None:
-        self.paths, self.size, self.fit = paths, size, fit
+    def __init__(self, sources: Sequence[Source], size: int, fit: Fit) -> None:
+        self.sources, self.size, self.fit = sources, size, fit
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.sources)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
-        return load_or_explain(self.paths[index], self.size, self.fit)
+        return load_or_explain(self.sources[index], self.size, self.fit)

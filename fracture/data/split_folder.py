@@ -51,7 +51,7 @@ class SplitFolder(ImageFolder):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, str]:
         path, label = self.samples[index]
-        image, reason = load_or_explain(Path(path), self.size, self.fit, self.rows[index].sha256)
+        image, reason = load_or_explain(path, self.size, self.fit, self.rows[index].sha256)
         return image, label, reason
 
 

@@ -137,9 +137,11 @@ def draw_boxes(image: Image.Image, boxes: Iterable[Box], colour: str) -> None:
 
 
 def overlay(
-    film: Image.Image, heat: np.ndarray, fit: Fit, longest: int | None = None
+    film: Image.Image, heat: np.ndarray, fit: Fit, longest: int | None = None, strength: float = 0.5
 ) -> Image.Image:
     """The film with its (h, w) heat map over it, RGB, at its own size or at most `longest` pixels.
+
+    At a strength of 0.5 bone stays visible where the map is hottest.
 
     Inferno's lightness rises evenly, so the map reads alike with any colour vision.
     """
@@ -147,7 +149,7 @@ def overlay(
 
     p = expit(in_frame(heat, film.size, fit))[..., None]  # one scale for all films
     colour = colormaps["inferno"](p[..., 0])[..., :3] * 255
-    blend = (1 - 0.5 * p) * np.asarray(film.convert("RGB")) + 0.5 * p * colour  # bone stays visible
+    blend = (1 - strength * p) * np.asarray(film.convert("RGB")) + strength * p * colour
     image = Image.fromarray(blend.astype(np.uint8))
     if longest:
         image.thumbnail((longest, longest))

@@ -5,23 +5,18 @@ import io
 import json
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jsonargparse import Namespace
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
 from fracture.atomic import atomic_write
 from fracture.cli import InputError, escape_controls
-from fracture.config import Fit
-from fracture.data.boxes import to_film
-from fracture.data.dicom import caution, is_dicom
-from fracture.data.images import ImageFiles, files_below, read_grey
-from fracture.evaluation.cam import MARK, draw_boxes, find_marks, judge, overlay
-from fracture.features.extract import Compute
+from fracture.data.dicom import is_dicom
+from fracture.data.images import files_below
+from fracture.evaluation.model import Model, Prediction
 from fracture.models.classifier import Classifier
 
 
@@ -55,16 +50,13 @@ def find_images(given: list[str]) -> list[Path]:
     return paths
 
 
-def predict_files(
-    classifier: Classifier, paths: list[Path], options: Namespace, compute: Compute
-) -> None:
+def predict_files(model: Model, paths: list[Path], options: Namespace) -> None:
     """Print a line for each file, in order; an unreadable file gets its reason and stops nothing.
 
     Args:
-        classifier: from `load_classifier`.
+        model: ready to judge.
         paths: the files.
         options: of infer.py: `at`, `out` and `heatmaps`.
-        compute: where the backbone runs.
 
     Raises:
         InputError: none of the files could be read, or `out` is not a file name for a table.
@@ -72,33 +64,29 @@ def predict_files(
     out = Path(options.out) if options.out else None
     if out:
         check_table_name(out)
-    spec, rows, films = classifier.spec, [], []
+    classifier, films = model.classifier, []
+    rows: list[dict[str, Any]] = []
     with_heat = bool(options.heatmaps or classifier.has_marks)
-    judged = judge(classifier, partial(ImageFiles, paths), compute, with_heat)
-    for path, (p, heat, reason) in zip(paths, judged, strict=True):
-        decision = "" if reason else classifier.decide(p, options.at)
-        note = f"unreadable: {reason}" if reason else caution(path)
-        row = {"file": str(path), classifier.column: p, "decision": decision, "note": note}
-        if classifier.has_marks:
-            flagged = decision == classifier.classes[0]
-            row["marks"] = marks_in_pixels(path, heat, spec.fit) if flagged else []
-        rows.append(row)
-        if not reason:
-            films.append((path, heat, row.get("marks", [])))
+    for path, film in zip(paths, model.stream(paths, with_heat), strict=True):
+        decision = film.decisions.get(options.at, "")
+        marked = classifier.has_marks and decision == classifier.classes[0]
+        row = {
+            "file": str(path),
+            classifier.column: film.p,
+            "decision": decision,
+            "note": film.note,
+        }
+        marks = {"marks": film.marks() if marked else []} if classifier.has_marks else {}
+        rows.append(row | marks)
+        if film.p is not None:
+            films.append((film, marked))
     if not films:
         raise InputError(f"no file could be read: {paths[0]}: {rows[0]['note']}")
     print_predictions(rows, classifier, options.at)
     if out:
         write_table(out, rows)
     if options.heatmaps:
-        save_heat_maps(Path(options.heatmaps), films, spec.fit, compute.workers)
-
-
-def marks_in_pixels(path: Path, heat: np.ndarray, fit: Fit) -> list[dict[str, Any]]:
-    """The marks of a film: `p`, and `box`: left, top, right, bottom in the film's own pixels."""
-    size = read_grey(path.read_bytes()).size
-    marks = [(mark.p, to_film(mark.box, size, fit) * size) for mark in find_marks(heat)]
-    return [{"p": p, "box": np.rint(box).astype(int).ravel().tolist()} for p, box in marks]
+        save_heat_maps(Path(options.heatmaps), films, model.compute.workers)
 
 
 def print_predictions(rows: list[dict], classifier: Classifier, point: str) -> None:
@@ -135,24 +123,20 @@ def write_table(path: Path, rows: list[dict]) -> None:
         new.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def save_heat_maps(folder: Path, films: list[tuple], fit: Fit, workers: int) -> None:
-    """Write a PNG of each film with its heat map and its marks, at the film's own size.
+def save_heat_maps(folder: Path, films: list[tuple[Prediction, bool]], workers: int) -> None:
+    """Write a PNG of each film with its heat map, at the film's own size.
 
     Args:
         folder: made if it is not there.
-        films: the path, the (h, w) heat map, and the marks of each.
-        fit: how the backbone saw the films.
+        films: each with whether its marks are to be drawn.
         workers: films at a time.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
     def save(i: int) -> None:
-        path, heat, marks = films[i]
-        picture = overlay(read_grey(path.read_bytes()), heat, fit)
-        shares = [np.reshape(mark["box"], (2, 2)) / picture.size for mark in marks]
-        draw_boxes(picture, shares, MARK)
-        with atomic_write(folder / f"{i + 1:04}-{path.stem[:50]}.png") as new:
-            picture.save(new, "PNG", compress_level=1)  # half the time of writing
+        film, marked = films[i]
+        with atomic_write(folder / f"{i + 1:04}-{Path(str(film.source)).stem[:50]}.png") as new:
+            film.picture(marks=marked).save(new, "PNG", compress_level=1)  # half the time
 
     # Threads are enough: Pillow and NumPy release Python's lock.
     bar: dict[str, Any] = {"desc": "heat maps", "unit": " images", "disable": None}

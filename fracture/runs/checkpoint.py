@@ -1,11 +1,13 @@
 """Checkpoints: tensors and plain values, written atomically, compared before a run goes on."""
 
 import io
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fracture.atomic import atomic_write
@@ -20,6 +22,7 @@ if TYPE_CHECKING:  # torchvision takes a second to import, and a single film doe
 # Settings that may change when a run is resumed: they do not change its results.
 MUTABLE_ON_RESUME = {"data_md5", "workers", "wandb_mode", "wandb_project"}
 Stateful = nn.Module | torch.optim.Optimizer | torch.optim.lr_scheduler.LRScheduler
+PACKED = "model.safetensors"  # a best.pt to pass on
 REQUIRED_KEYS = {"settings", "recipe", "classes", "positive_class", "epoch", "head", "best"}
 
 
@@ -60,6 +63,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if missing := REQUIRED_KEYS - content.keys():
         raise InputError(f"{path}: not a checkpoint of train.py: no {', '.join(sorted(missing))}")
     return content
+
+
+def load_best(run: Path) -> dict[str, Any]:
+    """A run's best epoch, from its best.pt or from what pack.py made of it.
+
+    Raises:
+        InputError: there is neither, or it is damaged, or not the model of a run.
+    """
+    file = run / PACKED
+    if not file.is_file():
+        return load_checkpoint(run / "best.pt")
+    try:
+        with safe_open(file, "pt") as tensors:
+            content = json.loads((tensors.metadata() or {})["checkpoint"])
+            names = tensors.keys()
+            return content | {"head": {name: tensors.get_tensor(name) for name in names}}
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise InputError(f"{file}: damaged, or not the model of a run") from error
 
 
 def check_provenance(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None:

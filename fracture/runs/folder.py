@@ -17,7 +17,7 @@ from torch import nn
 
 from fracture.atomic import atomic_write, lock
 from fracture.cli import InputError, one_line
-from fracture.config import RUNS, Config, run_folder, shareable
+from fracture.config import BOXED, RUNS, Config, run_folder, shareable
 from fracture.distributed import RANK
 from fracture.runs import checkpoint
 from fracture.runs.tracking import pick_mode, tracking
@@ -217,9 +217,14 @@ def longer_run(folder: Path, config: Config) -> Path:
 def find_run(name: str | None) -> Path:
     """The folder of a run, from its name or path; by default the latest.
 
+    Without any run it is the model that comes along.
+
     Raises:
         InputError: there is no such run.
     """
+    if name is None and not (RUNS / "latest").exists():
+        print(f"no run in {RUNS}/ yet: the model that comes along judges; research use only")
+        return BOXED
     latest = name in (None, "latest")
     folder = RUNS / (RUNS / "latest").resolve().name if latest else run_folder(str(name))
     if not folder.is_dir():

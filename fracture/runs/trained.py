@@ -10,7 +10,7 @@ from fracture.config import Config
 from fracture.data.manifest import FILE_NAME, read_manifest
 from fracture.models.classifier import Classifier, load_classifier
 from fracture.models.detector import Detector
-from fracture.runs.checkpoint import load_checkpoint
+from fracture.runs.checkpoint import load_best
 from fracture.runs.folder import find_run
 from fracture.runs.tracking import pick_mode
 from fracture.settings import read_config
@@ -78,13 +78,13 @@ class TrainedRun:
 def load_trained(config: Config, precision: str) -> TrainedRun:
     """Load the configured run, by default the latest, and print what it is.
 
-    best.pt suffices if the paths are configured: then `config` stands in for the run's settings.
+    Its best epoch suffices if the paths are configured: then `config` stands in for its settings.
 
     Raises:
         InputError: there is no such run, or it is damaged.
     """
     folder = find_run(config.run)
-    checkpoint, file = load_checkpoint(folder / "best.pt"), folder / "config.yaml"
+    checkpoint, file = load_best(folder), folder / "config.yaml"
     settings = read_config(file) if file.is_file() else config
     weights_file = settings.weights if Path(settings.weights).is_file() else config.weights
     classifier = load_classifier(checkpoint, weights_file, precision)
@@ -100,8 +100,8 @@ def start_from(name: str, network: Detector) -> None:
     Raises:
         InputError: there is no such run, or its network is another.
     """
-    file = find_run(name) / "best.pt"
-    checkpoint = load_checkpoint(file)
+    folder = find_run(name)
+    checkpoint = load_best(folder)
     part = network if checkpoint.get("script") == "finetune.py" else network.head
     try:
         if checkpoint["recipe"]["backbone"] != network.spec.backbone:
@@ -109,4 +109,4 @@ def start_from(name: str, network: Detector) -> None:
         part.load_state_dict(checkpoint["head"])
     except (RuntimeError, ValueError) as error:
         reason = one_line(error)[:100]
-        raise InputError(f"--init: {file} holds another network: {reason}") from error
+        raise InputError(f"--init: {folder} holds another network: {reason}") from error

@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 import infer
+from fracture.config import BOXED
 from fracture.data.images import read_grey
+from fracture.runs.checkpoint import PACKED
 from fracture.runs.trained import load_trained
-from tests.conftest import ROOT, Capture, Patch, run_expecting_error
+from tests.conftest import Capture, Patch, run_expecting_error
 from tests.evaluation.conftest import CLASSES, THRESHOLDS
 
 NO_IMAGE = "unreadable: not an image"
@@ -98,8 +100,8 @@ def test_turned_and_16_bit_films_are_what_they_show(drawn: Path, capsys: Capture
 def test_the_model_that_comes_along_judges_and_marks_a_film(
     films: list[str], capsys: Capture
 ) -> None:
-    infer.main(["--run", f"{ROOT}/pretrained", films[0], "--at", "sensitivity=0.95"])
+    infer.main(["--run", "pretrained", films[0], "--at", "sensitivity=0.95"])
     out = capsys.readouterr().out
     assert "run pretrained, epoch 10: efficientnet-lite0, imagenet weights" in out
     assert "Fractured from 0.0402 on (operating point sensitivity=0.95)" in out
-    assert (ROOT / "pretrained/best.pt").stat().st_size < 8e6
+    assert (BOXED / PACKED).stat().st_size < 8e6

@@ -1,0 +1,48 @@
+"""Pack a run's best epoch into one small file to pass on.
+
+    python -m fracture.runs.pack RUN FOLDER
+
+FOLDER gets model.safetensors: the weights in half precision and, as plain text
+in its header, all else that infer.py needs. It is then a run like any other:
+python infer.py --run FOLDER, and --compare RUN FOLDER shows what the halving cost.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from safetensors.torch import save
+
+from fracture.atomic import atomic_write
+from fracture.cli import InputError, run_script
+from fracture.runs.checkpoint import PACKED, load_best
+from fracture.runs.folder import find_run
+
+
+def pack(run: Path, folder: Path) -> Path:
+    """Write the packed run into a folder, which is made if it is not there.
+
+    Raises:
+        InputError: the run has no best epoch.
+    """
+    content = load_best(run)
+    weights = {
+        name: (weight.half() if weight.is_floating_point() else weight).contiguous()
+        for name, weight in content.pop("head").items()
+    }
+    content["settings"]["run"] = folder.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / PACKED) as new:
+        new.write_bytes(save(weights, {"checkpoint": json.dumps(content)}))
+    return folder / PACKED
+
+
+def main() -> None:
+    if len(sys.argv) != 3:
+        raise InputError("usage: python -m fracture.runs.pack RUN FOLDER")
+    file = pack(find_run(sys.argv[1]), Path(sys.argv[2]))
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB; python infer.py --run {file.parent}/")
+
+
+if __name__ == "__main__":
+    run_script(main)
