@@ -31,6 +31,7 @@ class Classifier:
         thresholds: chosen on validation, by the name of the operating point.
         curve: thresholds in falling order, with sensitivity and specificity on validation; None in
             a run of before.
+        tested: what the test found at each operating point, of a packed run.
     """
 
     head: nn.Module
@@ -40,6 +41,7 @@ class Classifier:
     temperature: float
     thresholds: dict[str, float]
     curve: list[list[float]] | None = None
+    tested: dict[str, Any] | None = None
 
     @property
     def has_marks(self) -> bool:
@@ -170,8 +172,8 @@ def load_classifier(checkpoint: dict[str, Any], weights_file: str, precision: st
             raise InputError(f"the run was trained with {name} {then[name]}, not {now}; {hint}")
     index = checkpoint["classes"].index(checkpoint["positive_class"])
     classes = checkpoint["classes"][index], checkpoint["classes"][1 - index]
-    found = (checkpoint["temperature"], {**checkpoint["thresholds"]}, checkpoint.get("curve"))
-    chosen = classes, index, *found
+    found = (checkpoint["temperature"], {**checkpoint["thresholds"]})
+    chosen = classes, index, *found, checkpoint.get("curve"), checkpoint.get("tested")
     if is_detector:
         has_map = settings["box_weight"] > 0
         network = Detector(spec, index, settings["dropout"], has_map, settings["mirror"])

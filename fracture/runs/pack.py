@@ -3,8 +3,9 @@
     python -m fracture.runs.pack RUN FOLDER
 
 FOLDER gets model.safetensors: the weights in half precision and, as plain text
-in its header, all else that infer.py needs. It is then a run like any other:
-python infer.py --run FOLDER, and --compare RUN FOLDER shows what the halving cost.
+in its header, all else that infer.py needs, and what the run's test found at
+each operating point. FOLDER is then a run like any other; when it has been
+tested too, infer.py --compare RUN FOLDER shows what the halving cost.
 """
 
 import json
@@ -31,6 +32,8 @@ def pack(run: Path, folder: Path) -> Path:
         for name, weight in content.pop("head").items()
     }
     content["settings"]["run"] = folder.name
+    if (metrics := run / "test" / "metrics.json").is_file():
+        content["tested"] = json.loads(metrics.read_text())["operating_points"]
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / PACKED) as new:
         new.write_bytes(save(weights, {"checkpoint": json.dumps(content)}))
