@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from scipy.ndimage import find_objects, label, maximum_filter, zoom
-from scipy.special import expit
 from torch.utils.data import Dataset
 
 from fracture.config import Fit
@@ -101,7 +99,12 @@ def in_frame(heat: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:
     frame = size if fit == "squash" else (side, side)
     left, top = (frame[0] - size[0]) // 2, (frame[1] - size[1]) // 2
     resized = Image.fromarray(heat.astype(np.float32)).resize(frame, Image.Resampling.BICUBIC)
-    return np.asarray(resized.crop((left, top, left + size[0], top + size[1])))
+    return np.array(resized.crop((left, top, left + size[0], top + size[1])))
+
+
+def probabilities(heat: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:
+    """`in_frame` of log-odds, as (height, width) float32 probabilities."""
+    return torch.from_numpy(in_frame(heat, size, fit)).sigmoid().numpy()
 
 
 def find_marks(heat: np.ndarray) -> list[Mark]:
@@ -112,7 +115,11 @@ def find_marks(heat: np.ndarray) -> list[Mark]:
     Args:
         heat: (h, w) log-odds.
     """
-    p = expit(zoom(heat.astype(np.float64), CELL, order=3, mode="nearest", grid_mode=True))
+    # Imported here: scipy takes a third of a second, and many films have no marks.
+    from scipy.ndimage import find_objects, label, maximum_filter, zoom
+
+    fine = zoom(heat.astype(np.float64), CELL, order=3, mode="nearest", grid_mode=True)
+    p = torch.from_numpy(fine).sigmoid().numpy()
     height, width = p.shape
     hot = (p == maximum_filter(p, 2 * CELL + 1)) & (p >= p.max() / 2)
     marks: list[Mark] = []
@@ -147,7 +154,7 @@ def overlay(
     """
     from matplotlib import colormaps  # half a second, which a table of predictions need not wait
 
-    p = expit(in_frame(heat, film.size, fit))[..., None]  # one scale for all films
+    p = probabilities(heat, film.size, fit)[..., None]  # one scale for all films
     colour = colormaps["inferno"](p[..., 0])[..., :3] * 255
     blend = (1 - strength * p) * np.asarray(film.convert("RGB")) + strength * p * colour
     image = Image.fromarray(blend.astype(np.uint8))

@@ -25,7 +25,7 @@ from fracture.evaluation.test_set import (
     print_table,
 )
 from fracture.models.classifier import p_column
-from fracture.runs.folder import find_run
+from fracture.runs.find import find_run
 
 Table = dict[str, tuple[bool, float, str]]  # by image: is it positive, its probability, its group
 

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy.special import expit
 
 from fracture.config import BOXED, Fit, run_folder
 from fracture.data.boxes import to_film
 from fracture.data.dicom import caution
 from fracture.data.images import ImageFiles, Source, read_grey
-from fracture.evaluation.cam import MARK, draw_boxes, find_marks, in_frame, judge, overlay
+from fracture.evaluation.cam import MARK, draw_boxes, find_marks, judge, overlay, probabilities
 from fracture.features.extract import Compute
 from fracture.models.classifier import Classifier, load_classifier
 from fracture.runs.checkpoint import load_best
@@ -54,7 +53,7 @@ class Prediction:
 
     def heat_map(self) -> np.ndarray:
         """(height, width) float32 probabilities, in the film's own size."""
-        return expit(in_frame(self._heat(), read_grey(self.source).size, self.fit))
+        return probabilities(self._heat(), read_grey(self.source).size, self.fit)
 
     def picture(self, strength: float = 0.5, marks: bool = True) -> Image.Image:
         """The film in RGB under its heat map.

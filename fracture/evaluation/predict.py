@@ -28,8 +28,6 @@ def find_images(given: list[str]) -> list[Path]:
     Raises:
         InputError: a path does not exist, or the folders hold no image.
     """
-    endings = {end for end, name in Image.registered_extensions().items() if name in Image.OPEN}
-    endings.add(".dcm")
     names = [name for name in given if name != "-"]
     if "-" in given:
         names += filter(None, os.fsdecode(sys.stdin.buffer.read()).split("\n"))
@@ -40,6 +38,8 @@ def find_images(given: list[str]) -> list[Path]:
         if not path.is_dir():
             paths.append(path)
             continue
+        known = Image.registered_extensions().items()
+        endings = {".dcm"} | {end for end, name in known if name in Image.OPEN}
         found = {file for file in files_below(path) if not file.name.startswith(".")}
         images = {f for f in found if f.suffix.lower() in endings or is_dicom(f)}
         paths += sorted(images)

@@ -5,7 +5,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from scipy.special import expit
 from torch import nn
 
 from fracture.cli import InputError, one_line
@@ -58,7 +57,7 @@ class Classifier:
 
     def p_positive(self, features: torch.Tensor) -> np.ndarray:
         """(N, width) features to (N,) calibrated probabilities of the positive class."""
-        return expit(self.log_odds(features) / self.temperature)
+        return torch.from_numpy(self.log_odds(features) / self.temperature).sigmoid().numpy()
 
     def decide(self, p_positive: float, operating_point: str) -> str:
         return self.classes[0 if p_positive >= self.thresholds[operating_point] else 1]

@@ -1,7 +1,6 @@
 """A run: its folder runs/NAME/, made or resumed, locked, saved and logged by one object."""
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,9 +16,10 @@ from torch import nn
 
 from fracture.atomic import atomic_write, lock
 from fracture.cli import InputError, one_line
-from fracture.config import BOXED, RUNS, Config, run_folder, shareable
+from fracture.config import RUNS, Config, shareable
 from fracture.distributed import RANK
 from fracture.runs import checkpoint
+from fracture.runs.find import find_run, set_latest
 from fracture.runs.tracking import pick_mode, tracking
 from fracture.settings import read_config
 from fracture.training import selection_key
@@ -212,33 +212,6 @@ def longer_run(folder: Path, config: Config) -> Path:
         shutil.copy2(folder / name, new / name)
     print(f"{folder} is finished and stays as it is")
     return new
-
-
-def find_run(name: str | None) -> Path:
-    """The folder of a run, from its name or path; by default the latest.
-
-    Without any run it is the model that comes along.
-
-    Raises:
-        InputError: there is no such run.
-    """
-    if name is None and not (RUNS / "latest").exists():
-        print(f"no run in {RUNS}/ yet: the model that comes along judges; research use only")
-        return BOXED
-    latest = name in (None, "latest")
-    folder = RUNS / (RUNS / "latest").resolve().name if latest else run_folder(str(name))
-    if not folder.is_dir():
-        hint = "train one first: python train.py, or name one with --run NAME_OR_PATH"
-        raise InputError(f"{folder}: no such run in {Path.cwd()}; {hint}")
-    return folder
-
-
-def set_latest(folder: Path) -> None:
-    """Point runs/latest to a run, in one step, so that it always points somewhere."""
-    link = RUNS / f".latest-{os.getpid()}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(folder.name)
-    link.replace(RUNS / "latest")
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from fracture.atomic import atomic_write
 from fracture.cli import InputError, run_script
 from fracture.runs.checkpoint import PACKED, load_best
-from fracture.runs.folder import find_run
+from fracture.runs.find import find_run
 
 
 def pack(run: Path, folder: Path) -> Path:

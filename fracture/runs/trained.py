@@ -11,8 +11,7 @@ from fracture.data.manifest import FILE_NAME, read_manifest
 from fracture.models.classifier import Classifier, load_classifier
 from fracture.models.detector import Detector
 from fracture.runs.checkpoint import load_best
-from fracture.runs.folder import find_run
-from fracture.runs.tracking import pick_mode
+from fracture.runs.find import find_run
 from fracture.settings import read_config
 
 PACKAGES = ("torch", "efficientnet-pytorch", "pillow", "numpy", "scikit-learn")
@@ -52,6 +51,8 @@ class TrainedRun:
 
     def wandb_mode(self, config: Config) -> str:
         """The mode of the test; a training that sent nothing is tested without sending anything."""
+        from fracture.runs.tracking import pick_mode  # a second, which a film need not wait
+
         private = self.settings.wandb_mode in ("offline", "disabled")
         follow = config.wandb_mode == "auto" and private
         return pick_mode(self.settings.wandb_mode if follow else config.wandb_mode)

@@ -51,6 +51,15 @@ def test_help_and_typos_are_answered_without_torch(script: str, tmp_path: Path) 
     assert done.stderr == f"{script}: settings: 'sed' is unknown; did you mean 'seed'?\n"
 
 
+def test_a_single_film_waits_for_no_package_that_it_does_not_need(project: Path) -> None:
+    film = next(project.glob("data/split/test/*/*"))
+    command = [sys.executable, "-X", "importtime", str(ROOT / "infer.py"), str(film)]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
+    modules = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    slow = {"wandb", "matplotlib", "sklearn", "scipy", "torchvision", "pandas", "jinja2"}
+    assert modules & {"torch", *slow} == {"torch"}
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_epochs_and_resume_goes_on(project: Path, sent: int, capsys: Any) -> None:
     run = project / f"runs/signal-{sent}"
@@ -88,8 +97,11 @@ def test_files_and_functions_stay_small() -> None:
 
 
 def test_imports_run_one_way() -> None:
-    """From evaluation down to data and to the package's own modules, and never to a script."""
-    for path in (ROOT / "fracture").rglob("*.py"):
+    """From evaluation down to data and to the package's own modules, and never to a script.
+
+    The package's door, fracture/__init__.py, may open any room.
+    """
+    for path in {*(ROOT / "fracture").rglob("*.py")} - {ROOT / "fracture/__init__.py"}:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 first, *rest = (node.module or "").split(".")

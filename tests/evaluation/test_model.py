@@ -1,5 +1,6 @@
 """Three lines of Python: the model that comes along, and runs, judge films of any kind."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fracture.data.images import Source, read_grey
 from fracture.evaluation.model import Model
 from fracture.runs.checkpoint import PACKED
 from fracture.runs.pack import pack
-from tests.conftest import Capture, run_expecting_error
+from tests.conftest import ROOT, Capture, run_expecting_error
 
 POINTS = {"protocol", "sensitivity90", "youden"}
 
@@ -124,3 +125,14 @@ def test_a_damaged_or_foreign_model_is_told_in_a_line(films: list[str]) -> None:
     with safe_open(BOXED / PACKED, "np") as tensors:
         save_file(weights, file, tensors.metadata())
     assert told().startswith("models/head.py makes another head than the run's")
+
+
+def test_the_page_on_python_runs_as_printed(
+    films: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    shutil.copy(films[0], tmp_path / "film.jpg")
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+    exec("\n".join(code), {})
+    assert "None unreadable: No such file or directory\n" in capsys.readouterr().out
+    assert Path("heat.png").is_file()

@@ -14,7 +14,8 @@ import train
 from fracture.config import RUNS, Config
 from fracture.models.head import build_head
 from fracture.runs import checkpoint
-from fracture.runs.folder import Run, find_run, new_folder, read_history
+from fracture.runs.find import find_run
+from fracture.runs.folder import Run, new_folder, read_history
 from fracture.settings import read_config
 from tests.conftest import LITE, Capture, Patch, files_in, run_expecting_error
 
