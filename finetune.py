@@ -47,6 +47,7 @@ from fracture.evaluation.metrics import calibrate, fit_join
 from fracture.features.extract import ImageSpec, cached_images, pick_compute
 from fracture.models.backbone import configured_spec
 from fracture.models.detector import HEAD_ALONE, Detector, join_scores, predict_scores
+from fracture.models.familiar import fit_familiar
 from fracture.runs.checkpoint import provenance
 from fracture.runs.folder import Run
 from fracture.runs.trained import start_from
@@ -143,12 +144,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             torch.manual_seed(config.seed + epoch)
             batches = image_batches(films, network.map_shape, config, compute.device, epoch)
             train_loss = train_epoch(parallel, batches, loss_function, optimizer)
-            scores = predict_scores(average, val.features)
+            scores, seen = predict_scores(average, val.features)
             join = fit_join(val.labels == positive, scores) if has_map else HEAD_ALONE
             logits = join_scores(scores, join, positive)
             metrics = {"epoch": epoch, "train_loss": train_loss}
             metrics |= validate(logits, val.labels, cross_entropy)
             chosen = calibrate(logits, val.labels, positive) | {"join": join}
+            _, known = predict_scores(average, train.features[::8])  # an eighth is enough
+            chosen["familiar"] = fit_familiar(known, seen)
             run.save_epoch(metrics, average, optimizer, chosen, **others)
 
 

@@ -42,7 +42,7 @@ def judge(
     compute: Compute,
     with_heat: bool = True,
     known: torch.Tensor | None = None,
-) -> Iterator[tuple[Any, Any, str]]:
+) -> Iterator[tuple[Any, Any, bool, str]]:
     """What a classifier says of images, in order.
 
     Args:
@@ -53,8 +53,9 @@ def judge(
         known: the (N, width) features, where only the heat maps are missing.
 
     Yields:
-        An image's calibrated probability, its (h, w) heat map in log-odds, and ""; or None, None,
-        and why it is unreadable.
+        An image's calibrated probability, its (h, w) heat map in log-odds, whether it is unlike the
+        films of the training (known only with the heat map), and ""; or None, None, False, and why
+        it is unreadable.
     """
     spec = classifier.spec
     first, *more = spec.views
@@ -65,12 +66,13 @@ def judge(
     network, images = first.build(compute.device), read_images(first.image_size, first.fit)
 
     def features_and_heat(batch: torch.Tensor) -> torch.Tensor:
-        features, heat = classifier.explain(network, batch)
-        return torch.cat([features, heat.flatten(1)], 1)
+        features, heat, odd = classifier.explain(network, batch)
+        return torch.cat([features, heat.flatten(1), odd[:, None]], 1)
 
     model = features_and_heat if with_heat else network
     for done, outputs, bad in run_batches(model, images, first.image_size, compute, first.title):
-        features, maps = (torch.from_numpy(part) for part in np.hsplit(outputs, [first.width]))
+        parts = np.hsplit(outputs, [first.width, outputs.shape[1] - with_heat])
+        features, maps, odd = map(torch.from_numpy, parts)
         if known is None:
             features = spec.merge([features.float(), *(other[done] for other in others)])
         else:
@@ -79,9 +81,10 @@ def judge(
         if more:  # of a linear head the map's mean is then the image's log-odds, as with one view
             maps += log_odds[:, None] - maps.mean(1, keepdim=True)
         p, side = log_odds.sigmoid(), math.isqrt(maps.shape[1])  # maps are square
-        good = zip(p.tolist(), maps.reshape(len(done), side, side).numpy(), strict=True)
+        heats = maps.reshape(len(done), side, side).numpy()
+        good = zip(p.tolist(), heats, odd.any(1).tolist(), strict=True)
         for i in sorted([*done, *bad]):
-            yield (None, None, bad[i]) if i in bad else (*next(good), "")
+            yield (None, None, False, bad[i]) if i in bad else (*next(good), "")
 
 
 def _features(view: FeatureSpec, images: Dataset, compute: Compute) -> torch.Tensor:

@@ -19,6 +19,8 @@ from fracture.features.extract import Compute
 from fracture.models.classifier import Classifier, load_classifier
 from fracture.runs.checkpoint import load_best
 
+ODD = "caution: unlike the films that the model was trained on"
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -100,13 +102,16 @@ class Model:
     def stream(self, films: Sequence[Source], heat: bool) -> Iterator[Prediction]:
         """The same, one by one."""
         points, fit = self.classifier.thresholds, self.classifier.spec.fit
-        judged = judge(self.classifier, partial(ImageFiles, films), self.compute, heat)
-        for film, (p, found, reason) in zip(films, judged, strict=True):
+        # The fracture map costs nothing, and with it comes the caution.
+        with_heat = heat or self.classifier.has_marks
+        judged = judge(self.classifier, partial(ImageFiles, films), self.compute, with_heat)
+        for film, (p, found, odd, reason) in zip(films, judged, strict=True):
             if reason:
                 yield Prediction(film, None, {}, f"unreadable: {reason}", None, fit)
                 continue
             decisions = {point: self.classifier.decide(p, point) for point in points}
-            yield Prediction(film, p, decisions, caution(film), found if heat else None, fit)
+            note = "; ".join(filter(None, [caution(film), ODD * odd]))
+            yield Prediction(film, p, decisions, note, found if heat else None, fit)
 
 
 def load_model(source: str | Path | None = None, device: str = "auto", workers: int = 0) -> Model:

@@ -111,7 +111,7 @@ def heat_maps(
 
     judged = judge(classifier, read_images, compute, known=images.features)
     heats = []
-    for row, (_, heat, reason) in zip(images.rows, judged, strict=True):
+    for row, (_, heat, _, reason) in zip(images.rows, judged, strict=True):
         if reason:
             raise InputError(f"{folder.split_dir / row.path}: {reason}")
         heats.append(heat)

@@ -11,6 +11,7 @@ from fracture.cli import InputError, one_line
 from fracture.config import FinetuneConfig
 from fracture.models.backbone import FeatureSpec
 from fracture.models.detector import Detector, DetectorSpec, image_scores, join_scores
+from fracture.models.familiar import Familiar, is_odd
 from fracture.models.head import build_head, log_odds, predict_logits
 from fracture.models.weights import Weights, find_weights
 
@@ -89,7 +90,7 @@ class Classifier:
         """The (N, h, w) heat maps if the features hold them; else `explain` has to make them."""
         return None
 
-    def explain(self, network: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def explain(self, network: Any, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Class activation maps (Zhou et al., CVPR 2016, eq. 2): where the evidence lies.
 
         For a linear head on pooled features they equal Grad-CAM, and their mean is the image's own
@@ -100,15 +101,17 @@ class Classifier:
             images: (N, H, W) uint8, on its device.
 
         Returns:
-            The (N, width) features of the first view, and (N, h, w) float64 calibrated log-odds:
-            those of an image that looked like this everywhere, and whose other views said nothing.
+            The (N, width) features of the first view, (N, h, w) float64 calibrated log-odds: those
+            of an image that looked like this everywhere, and whose other views said nothing; and
+            (N,) bool: is the image unlike the films of the training?
         """
         maps = network.feature_maps(images).cpu()
         n, _, height, width = maps.shape
         cells = maps.permute(0, 2, 3, 1).flatten(0, 2)
         cells = self.spec.merge([cells] + [torch.zeros_like(cells)] * len(self.spec.more))
         heat = self.log_odds(cells) / self.temperature
-        return maps.mean((2, 3)), torch.from_numpy(heat.reshape(n, height, width))
+        heat_maps = torch.from_numpy(heat.reshape(n, height, width))
+        return maps.mean((2, 3)), heat_maps, torch.zeros(n, dtype=torch.bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +120,12 @@ class DetectorClassifier(Classifier):
 
     Attributes:
         join: how validation joined the head's score with the map's.
+        familiar: what the films of the training look like; None in a run of before.
     """
 
     spec: DetectorSpec
     join: list[float]
+    familiar: Familiar | None
 
     @property
     def has_marks(self) -> bool:
@@ -134,10 +139,13 @@ class DetectorClassifier(Classifier):
         """(N, h, w) log-odds that a fracture box touches a cell."""
         return features[:, 2:].unflatten(1, self.spec.network.map_shape)
 
-    def explain(self, network: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The outputs, and the heat that they hold."""
-        outputs = network(images).cpu()
-        return outputs, self.stored_heat(outputs)
+    def explain(self, network: Any, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The outputs, the heat that they hold, and whether the images are odd."""
+        outputs, pooled = (part.cpu() for part in network.observe(images))
+        odd = np.zeros(len(images), bool)
+        if self.familiar:
+            odd = is_odd(pooled.double().numpy(), self.familiar)
+        return outputs, self.stored_heat(outputs), torch.from_numpy(odd)
 
 
 def p_column(positive: str) -> str:
@@ -177,7 +185,8 @@ def load_classifier(checkpoint: dict[str, Any], weights_file: str, precision: st
         has_map = settings["box_weight"] > 0
         network = Detector(spec, index, settings["dropout"], has_map, settings["mirror"])
         trained = DetectorSpec(**vars(spec), network=_load(network, checkpoint["head"]))
-        return DetectorClassifier(network.head, *chosen, spec=trained, join=checkpoint["join"])
+        own = {"join": checkpoint["join"], "familiar": checkpoint.get("familiar")}
+        return DetectorClassifier(network.head, *chosen, spec=trained, **own)
     head = build_head(spec.width, dropout=0)
     return Classifier(_load(head, checkpoint["head"]), spec, *chosen)
 

@@ -65,15 +65,19 @@ class Detector(nn.Module):
 
         In eval mode they are the mean of those of the image and of its mirror image.
         """
-        outputs = self.judge(images)
-        if self.training or not self.mirror:
-            return outputs
-        mirrored = self.judge(images.flip(2))
-        cells = mirrored[:, 2:].unflatten(1, self.map_shape).flip(2).flatten(1)
-        return (outputs + torch.cat([mirrored[:, :2], cells], 1)) / 2
+        return self.observe(images)[0]
 
-    def judge(self, images: torch.Tensor) -> torch.Tensor:
-        """The outputs for the images as they are."""
+    def observe(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs, and the image's finest feature maps, pooled, for `familiar`."""
+        outputs, pooled = self.judge(images)
+        if self.training or not self.mirror:
+            return outputs, pooled
+        mirrored, _ = self.judge(images.flip(2))
+        cells = mirrored[:, 2:].unflatten(1, self.map_shape).flip(2).flatten(1)
+        return (outputs + torch.cat([mirrored[:, :2], cells], 1)) / 2, pooled
+
+    def judge(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for the images as they are."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
             maps = self.backbone.pyramid(images)
             logits = self.head(maps[-1].mean((2, 3)))
@@ -83,7 +87,7 @@ class Detector(nn.Module):
                 cell_logits = self.head(maps[-1].permute(0, 2, 3, 1).flatten(0, 2))
                 odds = cell_logits[:, self.positive] - cell_logits[:, 1 - self.positive]
                 cells = odds.unflatten(0, (len(images), -1))
-        return torch.cat([logits, cells.flatten(1)], 1).float()
+        return torch.cat([logits, cells.flatten(1)], 1).float(), maps[0].float().mean((2, 3))
 
 
 class FractureMap(nn.Module):
@@ -126,13 +130,14 @@ class DetectorSpec(FeatureSpec):
 
 
 @torch.inference_mode()
-def predict_scores(network: Detector, images: torch.Tensor) -> np.ndarray:
-    """(N, H, W) uint8 images to their `image_scores`, in eval mode."""
+def predict_scores(network: Detector, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(N, H, W) uint8 images to their `image_scores` and their pooled maps, in eval mode."""
     network.eval()
     device, hidden = next(network.parameters()).device, RANK > 0 or None
     batches = tqdm(images.split(BATCH), desc="validation", leave=False, disable=hidden)
-    outputs = torch.cat([network(batch.to(device)).cpu() for batch in batches])
-    return image_scores(outputs, network.positive)
+    parts = zip(*(network.observe(batch.to(device)) for batch in batches), strict=True)
+    outputs, pooled = (torch.cat(part).cpu() for part in parts)
+    return image_scores(outputs, network.positive), pooled.double().numpy()
 
 
 def image_scores(outputs: torch.Tensor, positive: int) -> np.ndarray:

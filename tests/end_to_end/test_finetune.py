@@ -99,7 +99,7 @@ def test_the_features_of_a_run_are_its_networks_outputs() -> None:
     network = classifier.spec.build(torch.device("cpu"))
     images = torch.randint(0, 255, (2, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
-        features, heat = classifier.explain(network, images)
+        features, heat, _ = classifier.explain(network, images)
         turned = network(images.flip(2))
     assert (features.shape, heat.shape) == ((2, 2 + 4 * 4), (2, 4, 4))
     torch.testing.assert_close(features[:, :2], turned[:, :2])  # averaged over the mirror image

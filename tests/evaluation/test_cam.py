@@ -42,11 +42,12 @@ def test_a_heat_map_takes_the_log_odds_apart_alone_as_in_a_batch(films: list[str
     images = [load_image(Path(film).read_bytes(), 224, "squash") for film in films[:4]]
     batch = torch.from_numpy(np.stack(images))
     with torch.inference_mode():
-        features, maps = classifier.explain(backbone, batch)
+        features, maps, odd = classifier.explain(backbone, batch)
         alone = torch.cat([classifier.explain(backbone, one[None])[1] for one in batch])
         log_odds = classifier.log_odds(features)
     np.testing.assert_allclose(maps.mean((1, 2)), log_odds / classifier.temperature, atol=1e-4)
     torch.testing.assert_close(alone, maps, atol=1e-3, rtol=1e-4)
+    assert not odd.any()  # a frozen backbone does not know
 
 
 @pytest.mark.parametrize("average", ["false", "true"])
@@ -60,7 +61,7 @@ def test_files_are_judged_in_all_views_as_the_test_set_is(films: list[str], aver
     classifier = load_trained(infer.arguments(run)[0], "float32").classifier
     Path("bad.jpg").write_text("no image")
     files = partial(ImageFiles, [Path("bad.jpg"), *map(Path, films)])
-    (none, *p), (_, *heat), (reason, *_) = zip(*cam.judge(classifier, files, CPU), strict=True)
+    (none, *p), (_, *heat), _, (reason, *_) = zip(*cam.judge(classifier, files, CPU), strict=True)
     assert (none, reason) == (None, "not an image")
     assert p == pytest.approx(tested, abs=1e-6)
     assert [logit(one) for one in p] == pytest.approx([one.mean() for one in heat])

@@ -1,11 +1,13 @@
 """Three lines of Python: the model that comes along, and runs, judge films of any kind."""
 
+import hashlib
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -74,6 +76,16 @@ def test_what_cannot_be_read_stops_nothing(boxed: Model, films: list[str]) -> No
     assert odd.note.startswith("unreadable: grey levels are fractions")
 
 
+def test_what_is_no_radiograph_gets_its_number_with_a_caution(boxed: Model) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400), np.uint8)
+    page = Image.new("L", (400, 500), 255)
+    for line in range(20, 480, 16):
+        ImageDraw.Draw(page).text((30, line), "a page of text " * 4, 0)
+    for film in boxed.predict([noise, page, np.full((300, 300), 255, np.uint8)], heat=False):
+        assert film.p is not None
+        assert film.note == "caution: unlike the films that the model was trained on"
+
+
 def test_without_heat_maps_there_are_no_marks(boxed: Model, films: list[str]) -> None:
     (film,) = boxed.predict(films[:1], heat=False)
     assert film.marks() == []
@@ -136,3 +148,8 @@ def test_the_page_on_python_runs_as_printed(
     exec("\n".join(code), {})
     assert "None unreadable: No such file or directory\n" in capsys.readouterr().out
     assert Path("heat.png").is_file()
+
+
+def test_the_card_is_that_of_the_model() -> None:
+    digest = hashlib.sha256((BOXED / PACKED).read_bytes()).hexdigest()
+    assert digest in (BOXED / "MODEL_CARD.md").read_text()
