@@ -132,7 +132,7 @@ def run_process(
     command = [sys.executable, str(ROOT / script), *arguments]
     return subprocess.run(
         command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=120,
+        timeout=300,
     )  # fmt: skip
 
 
@@ -218,7 +218,7 @@ def random_network(name: str, pixels: torch.Tensor, path: Path) -> Any:
 def b6_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """EfficientNet-B6 with RANDOM weights, as a file that the setting `weights` takes."""
     path = tmp_path_factory.mktemp("weights") / "random-b6.pth"
-    random_network("efficientnet-b6", torch.randn(8, 3, 224, 224), path)
+    random_network("efficientnet-b6", torch.randn(8, 3, 96, 96), path)
     return path
 
 

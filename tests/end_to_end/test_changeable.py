@@ -14,7 +14,7 @@ from tests.conftest import LITE, ROOT, forget_the_project, fork
 DIFFS = re.findall(r"```diff\n(.*?)```", (ROOT / "docs/architecture.md").read_text(), re.DOTALL)
 LOSS, SGD, HEAD, BACKBONE = DIFFS
 ADAMW = re.sub(r"SGD\(.*\)", "AdamW(head.parameters(), lr=config.lr, weight_decay=0.05)", SGD)
-RESNET = ("--backbone", "resnet18", "--weights", "none", "--image_size", "96")
+RESNET = ("--backbone", "resnet18", "--weights", "none", "--image_size", "32")
 NAMES = ("loss", "SGD", "AdamW", "MLP head", "resnet18")
 
 

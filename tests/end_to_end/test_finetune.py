@@ -19,7 +19,7 @@ from fracture.runs.checkpoint import load_checkpoint
 from fracture.runs.trained import load_trained, start_from
 from tests.conftest import Capture, Patch, forget_the_project, fork, run_expecting_error
 
-SMALL = ("--image_size", "64", "--epochs", "3")
+SMALL = ("--image_size", "64", "--epochs", "2")
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_data_without_boxes_are_trained_on_with_box_weight_0(place: Path, tmp_pa
         line == f"{tmp_path}: no boxes of the training films in {boxes.FILE}; pass --box_weight 0"
     )
     assert not Path("runs/none").exists()
-    finetune.main([*SMALL, "--box_weight", "0", "--run", "none"])
+    finetune.main([*SMALL, "--box_weight", "0", "--epochs", "1", "--run", "none"])
     infer.main(["--run", "none"])
     assert json.loads(Path("runs/none/test/metrics.json").read_text())["localisation"] is None
     config.write_text(before)
