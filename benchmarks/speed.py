@@ -238,9 +238,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         task = Task(Path(folder), options.backbone, options.device, options.epochs)
         _run_script(task, "train.py", *task.arguments("first", "cache"))
         times: dict[Callable, list[float]] = {job: [] for job in JOBS}
-        rounds = [job for _ in range(options.repeats) for job in JOBS]  # interleaved
-        for job in tqdm(rounds, "measuring", disable=None):
-            times[job].append(measure(job, task) * (task.epochs if "loop" in job.__name__ else 1))
+        for job in tqdm([*JOBS] * options.repeats, "measuring", disable=None):  # interleaved
+            epochs = task.epochs if job in (baseline_loop, tuned_loop) else 1  # they time one epoch
+            times[job].append(measure(job, task) * epochs)
     print(f"\n{options.images} {name} images, {task.backbone} with RANDOM weights", end=", ")
     print(f"{os.cpu_count()} cores, {options.device}, torch {torch.__version__}")
     print_table(times, task.epochs)

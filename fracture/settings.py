@@ -82,9 +82,8 @@ def parse_settings(
         parsed = parser.parse_args(argv)
         flags = {word[2:].partition("=")[0] for word in argv or sys.argv[1:] if word[:2] == "--"}
         if ignored := sorted(flags & kind.unused):
-            raise ValueError(
-                f"{kind.script} does not use {ignored[0]!r}; --help lists what it uses"
-            )
+            advice = "--help lists what it uses"
+            raise ValueError(f"{kind.script} does not use {ignored[0]!r}; {advice}")
         if parsed.get("resume") and not parsed.config:
             file = run_folder(parsed.resume) / "config.yaml"
             parsed = parser.parse_args(["--config", str(file), *(argv or sys.argv[1:])])

@@ -1,6 +1,8 @@
 """What several tests share: drawn radiographs, random weights, a trained project."""
 
+import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,11 @@ from filelock import FileLock
 
 os.environ["WANDB_MODE"] = "disabled"  # where the settings say "auto"
 
+import finetune
 import infer
 import split_dataset
 import train
-from fracture.cli import InputError
+from fracture.cli import InputError, run_script
 from fracture.data.synthetic import draw_data_set
 from fracture.models.backbone import architecture
 
@@ -30,6 +34,7 @@ REAL = Path(os.environ.get("FRACATLAS", ROOT.parent / "shared" / "FracAtlas"))
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
 LITE = ("--backbone", "efficientnet-lite0")
+MAINS = {f"{script.__name__}.py": script.main for script in (split_dataset, train, finetune, infer)}
 
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
@@ -127,29 +132,64 @@ def run_process(
     command = [sys.executable, str(ROOT / script), *arguments]
     return subprocess.run(
         command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=120,
+        timeout=300,
     )  # fmt: skip
+
+
+def fork(cwd: Path, work: Callable[[], object]) -> BaseProcess:
+    """Begin some work in a copy of this process, whose imports would take a new one seconds.
+
+    What it prints goes to output.txt and errors.txt.
+    """
+
+    output, errors = ((cwd / name).open("w", buffering=1) for name in ("output.txt", "errors.txt"))
+
+    def begin() -> None:
+        os.chdir(cwd)
+        sys.stdout, sys.stderr = output, errors
+        work()
+
+    process = multiprocessing.get_context("fork").Process(target=begin)
+    with output, errors:
+        process.start()
+    return process
+
+
+def fork_script(cwd: Path, script: str, *arguments: str) -> BaseProcess:
+    """Begin a script with its arguments in a copy of this process."""
+
+    def work() -> None:
+        sys.argv = [script]
+        run_script(lambda: MAINS[script]([*arguments]))
+
+    return fork(cwd, work)
+
+
+def forget_the_project() -> None:
+    """Let a copy of this process import it anew, from another folder or as another rank."""
+    for name in [name for name in sys.modules if re.match("train|finetune|infer|fracture", name)]:
+        del sys.modules[name]
+
+
+def wait_until(is_true: Callable[[], object], process: BaseProcess) -> None:
+    """Or until the process has ended."""
+    deadline = time.monotonic() + 60
+    while process.is_alive() and not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def kill(
     cwd: Path, delay: float, has_begun: Callable[[], bool], script: str, *arguments: str
 ) -> bool:
     """Start a script and SIGKILL it some seconds after its work has begun; False if it ended."""
-    log = cwd / "output.txt"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-u", str(ROOT / script), *arguments],
-            cwd=cwd, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        deadline = time.monotonic() + 60
-        while process.poll() is None and not has_begun():
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        time.sleep(delay)
-        process.kill()
-        status = process.wait()
-    assert status in (0, -9), log.read_text()
-    return status == -9
+    process = fork_script(cwd, script, *arguments)
+    wait_until(has_begun, process)
+    time.sleep(delay)
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -9), (cwd / "errors.txt").read_text()
+    return process.exitcode == -9
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -178,7 +218,7 @@ def random_network(name: str, pixels: torch.Tensor, path: Path) -> Any:
 def b6_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """EfficientNet-B6 with RANDOM weights, as a file that the setting `weights` takes."""
     path = tmp_path_factory.mktemp("weights") / "random-b6.pth"
-    random_network("efficientnet-b6", torch.randn(8, 3, 224, 224), path)
+    random_network("efficientnet-b6", torch.randn(8, 3, 96, 96), path)
     return path
 
 

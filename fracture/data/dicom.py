@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -93,8 +94,9 @@ def read_dicom(content: bytes) -> Image.Image:
         if not np.isfinite(levels).all():
             raise ValueError("its grey levels are not finite")
     except Exception as error:  # a dozen types, depending on the missing or wrong element
+        reason = re.sub("'File.*' object has no attribute", "its header has no", str(error))
         # shorten: pydicom lists every optional package that could decode the file.
-        raise ValueError(f"unusable DICOM: {shorten(str(error), 120)}") from error
+        raise ValueError(f"unusable DICOM: {shorten(reason, 120)}") from error
     low, high = levels.min(), levels.max()
     grey = (levels - low) / max(high - low, 1e-9) * 255
     grey = 255 - grey if photometric == "MONOCHROME1" else grey

@@ -27,7 +27,7 @@ def join_patients(rows: Sequence[Row], source: str, data_root: Path) -> list[Row
         is written anywhere.
 
     Raises:
-        InputError: the table is not one, or it names none of the films.
+        InputError: the table is not one, names none of the films, or has a name of several.
     """
     kept = [row for row in rows if row.split != "excluded"]
     patients = find_patients(kept, source, data_root)
@@ -79,7 +79,15 @@ def find_patients(rows: Sequence[Row], source: str, data_root: Path) -> dict[str
     except OSError as error:
         hint = "allowed: a table, folder or patient_id"
         raise InputError(f"groups: {source}: {error.strerror}; {hint}") from error
-    names = {name: row.image for row in rows for name in (row.image, row.image.rsplit("/")[-1])}
-    if unknown := [image for image in table if image not in names]:
+    films: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        films[row.image].add(row.image)
+        films[PurePosixPath(row.image).name].add(row.image)
+    fits = {image: sorted(films[image]) for image in table}
+    for image, paths in fits.items():
+        if len(paths) > 1:
+            advice = f"such as {paths[0]} and {paths[1]}; write these paths"
+            raise InputError(f"groups: {source}: {image} fits {len(paths):,} films, {advice}")
+    if unknown := [image for image, paths in fits.items() if not paths]:
         print(f"{source}: {len(unknown):,} images are not here, such as {unknown[0]}")
-    return {names[image]: group for image, group in table.items() if image in names and group}
+    return {fits[image][0]: group for image, group in table.items() if fits[image] and group}

@@ -139,12 +139,11 @@ def pool_runs(names: list[str], out: str | None = None) -> None:
     print(f"\nall {len(names)} together, each image predicted by a model that never saw it")
     overall = metrics.evaluate(truth, p, weights)
     print_table(overall)
-    print_points(
-        {
-            name: metrics.evaluate_decisions(truth, np.concatenate(parts), weights)
-            for name, parts in decided.items()
-        }
-    )
+    points = {
+        name: metrics.evaluate_decisions(truth, np.concatenate(parts), weights)
+        for name, parts in decided.items()
+    }
+    print_points(points)
     print_localisation(localisation(films))
     if out:
         write_metrics(Path(out), {name: overall[name] for name in TITLES}, f"{len(names)} folds")

@@ -32,9 +32,8 @@ from fracture.models.classifier import Classifier
 
 FALSE_MARKS = (0.25, 0.5, 1, 2)  # a film, at which FROC is reported
 
-Pictures = dict[
-    str, list[tuple[str, float, Image.Image]]
-]  # by heading: name, probability, heat map
+# By heading: name, probability, heat map.
+Pictures = dict[str, list[tuple[str, float, Image.Image]]]
 
 
 def explain_test(

@@ -4,6 +4,7 @@ import ctypes
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -29,8 +30,7 @@ class Architecture:
         width: the length of its feature vector.
         feature_maps: (network, (N, 3, H, W) float images) to (N, width, h, w) feature maps.
         optimize: speeds up a network that has its weights; the features stay the same.
-        finer: the module of a network that puts out the last feature maps of twice the resolution;
-            a fracture map is finer with them.
+        finer: the module that puts out the last maps of twice the resolution, for a fracture map.
         adapt: the tensors of a file to those of a network.
         normalisation: mean and deviation; None: those of the weights' source.
         image_size: pixels of the weights' training, if they are known.
@@ -65,19 +65,19 @@ def architecture(name: str) -> Architecture:
 
         return timm_architecture(name)
     else:
+        near = get_close_matches(name, EFFICIENTNETS + LITE, n=1)
+        advice = f"did you mean {near[0]!r}? " if near else ""
         allowed = ", ".join(EFFICIENTNETS + LITE)
-        raise InputError(f"backbone is {name!r}; allowed: {allowed}, timm/NAME")
+        raise InputError(f"backbone is {name!r}; {advice}allowed: {allowed}, timm/NAME")
 
     def build(image_size: int) -> nn.Module:
-        # image_size sets the padding of the strided convolutions, which the library would
-        # otherwise compute for the network's native size (528 for B6).
+        # image_size sets the strided convolutions' padding, else that of the native size (B6: 528).
         network = EfficientNet.from_name(name, image_size=image_size)
         del network._fc, network._dropout  # the head replaces both
         return network
 
-    return Architecture(
-        build, width, EfficientNet.extract_features, fuse_batchnorm, _before_last_stride
-    )
+    maps = EfficientNet.extract_features
+    return Architecture(build, width, maps, fuse_batchnorm, _before_last_stride)
 
 
 def _before_last_stride(network: Any) -> nn.Module:

@@ -38,10 +38,10 @@ def dicom(levels: np.ndarray = GREY, syntax: str = "1.2.840.10008.1.2.1", **own:
     return buffer.getvalue()
 
 
-def without_pixels() -> bytes:
-    """A structured report, say."""
+def without(name: str) -> bytes:
+    """A film that lacks an element. Without its pixels it could be a structured report."""
     film = dcmread(io.BytesIO(dicom()))
-    del film.PixelData
+    delattr(film, name)
     film.save_as(buffer := io.BytesIO())
     return buffer.getvalue()
 
@@ -63,7 +63,8 @@ REFUSED = {
     "not finite": dicom(RescaleSlope="1e400", RescaleIntercept="0"),
     "pixel data": dicom(GREY[:4]),
     "MR, not a radiograph": dicom(Modality="MR"),
-    "no image in it": without_pixels(),
+    "no image in it": without("PixelData"),
+    "its header has no 'Rows'": without("Rows"),
     "JPEG-LS Lossless Image Compression: pip install": dicom(
         syntax="1.2.840.10008.1.2.4.80", PixelData=encapsulate([b"\0" * 8])
     ),

@@ -48,6 +48,18 @@ def test_copies_of_two_patients_films_join_these(tmp_path: Path) -> None:
     assert rows[1] == pair[1]
 
 
+def test_a_name_that_two_films_have_is_refused_and_their_paths_are_not(tmp_path: Path) -> None:
+    rows = [film("1.jpg"), film("1.jpg", "Sound"), film("2.jpg")]
+    (table := tmp_path / "t.csv").write_text("image,group\n1.jpg,a\n2.jpg,a\n")
+    line = run_expecting_error(lambda _: join_patients(rows, str(table), tmp_path))
+    assert line.endswith(
+        "1.jpg fits 2 films, such as Fractured/1.jpg and Sound/1.jpg; write these paths"
+    )
+    table.write_text("image,group\nFractured/1.jpg,a\nSound/1.jpg,b\n2.jpg,b\n")
+    groups = [row.group for row in join_patients(rows, str(table), tmp_path)]
+    assert groups == ["Fractured/1.jpg", "Fractured/2.jpg", "Fractured/2.jpg"]
+
+
 def test_one_folder_a_patient(tmp_path: Path) -> None:
     rows = [film(f"{patient}/{i}.png") for patient in "ab" for i in range(2)]
     groups = [row.group for row in join_patients(rows, "folder", tmp_path)]

@@ -29,7 +29,6 @@ def test_layout_and_defects_are_fracatlas_own(drawn: Path) -> None:
 
 
 def test_a_seed_gives_the_same_bytes(tmp_path: Path) -> None:
-    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        draw_data_set(tmp_path / name, count=20, seed=seed)
-    first, second, other = (files_in(tmp_path / name) for name in "abc")
-    assert first == second != other
+    for name in "ab":
+        draw_data_set(tmp_path / name, count=20, seed=3)
+    assert files_in(tmp_path / "a") == files_in(tmp_path / "b")

@@ -1,7 +1,5 @@
 """The edits that docs/architecture.md shows: each trains, is interrupted, resumes and is tested."""
 
-import multiprocessing
-import os
 import re
 import shutil
 import subprocess
@@ -11,24 +9,18 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import LITE, ROOT
+from tests.conftest import LITE, ROOT, forget_the_project, fork
 
 DIFFS = re.findall(r"```diff\n(.*?)```", (ROOT / "docs/architecture.md").read_text(), re.DOTALL)
 LOSS, SGD, HEAD, BACKBONE = DIFFS
 ADAMW = re.sub(r"SGD\(.*\)", "AdamW(head.parameters(), lr=config.lr, weight_decay=0.05)", SGD)
-RESNET = ("--backbone", "resnet18", "--weights", "none", "--image_size", "96")
+RESNET = ("--backbone", "resnet18", "--weights", "none", "--image_size", "32")
 NAMES = ("loss", "SGD", "AdamW", "MLP head", "resnet18")
 
 
 def run_copy(folder: Path, arguments: list[str]) -> None:
-    """Train, be interrupted in epoch 3, resume; train undisturbed; test: with the copy's modules.
-
-    Forked from the test's process, which has imported torch already.
-    """
-    os.chdir(folder)
-    sys.stdout = sys.stderr = Path("output.txt").open("w")  # noqa: SIM115
-    for name in [name for name in sys.modules if re.match("train|infer|fracture", name)]:
-        del sys.modules[name]
+    """With the copy's modules: train, be interrupted in epoch 3, resume; train whole; test."""
+    forget_the_project()
     sys.path.insert(0, str(folder))
     import infer
     import train
@@ -59,12 +51,10 @@ def test_an_edit_in_one_place_will_do(diff: str, trained_project: Path, tmp_path
     arguments = [f"--split_dir={trained_project}/data/split", "--epochs=4"]
     arguments += RESNET if diff == BACKBONE else LITE
     (tmp_path / "cache").symlink_to(trained_project / "cache")
-    fork = multiprocessing.get_context("fork")
-    process = fork.Process(target=run_copy, args=(tmp_path, arguments))
-    process.start()
+    process = fork(tmp_path, lambda: run_copy(tmp_path, arguments))
     process.join(120)
-    output, runs = (tmp_path / "output.txt").read_text(), tmp_path / "runs"
-    assert process.exitcode == 0, output
-    assert "resumed after epoch 2 of 4" in output
+    assert process.exitcode == 0, (tmp_path / "errors.txt").read_text()
+    assert "resumed after epoch 2 of 4" in (tmp_path / "output.txt").read_text()
+    runs = tmp_path / "runs"
     assert (runs / "cut/history.jsonl").read_text() == (runs / "whole/history.jsonl").read_text()
     assert "data:image/jpeg" in (runs / "cut/test/report.html").read_text()

@@ -1,6 +1,7 @@
 """The three scripts as a person runs them, and the shape of the whole program."""
 
 import ast
+import os
 import re
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import yaml
 
 import train
 from fracture.config import Config, FinetuneConfig, InferConfig, SplitConfig
-from tests.conftest import LITE, ROOT, run_process
+from tests.conftest import LITE, ROOT, fork_script, run_process, wait_until
 
 KINDS = {kind.script: kind for kind in (Config, FinetuneConfig, InferConfig, SplitConfig)}
 LIMITS = {"train.py": 130, "finetune.py": 160, "infer.py": 110, "split_dataset.py": 100}
@@ -63,13 +64,12 @@ def test_a_single_film_waits_for_no_package_that_it_does_not_need(project: Path)
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_epochs_and_resume_goes_on(project: Path, sent: int, capsys: Any) -> None:
     run = project / f"runs/signal-{sent}"
-    command = ["-u", str(ROOT / "train.py"), *LITE, "--run", run.name, "--epochs", "80"]
-    with subprocess.Popen([sys.executable, *command], stdout=-1, stderr=-1, text=True) as process:
-        assert any(line.startswith("    3  ") for line in process.stdout or ())
-        process.send_signal(sent)
-        errors = process.communicate(timeout=60)[1]
+    process = fork_script(project, "train.py", *LITE, "--run", run.name, "--epochs", "80")
+    wait_until(lambda: "\n    3  " in (project / "output.txt").read_text(), process)
+    os.kill(process.pid or 0, sent)
+    process.join(60)
     told = (130, "train.py: interrupted\n") if sent == signal.SIGINT else (143, "")
-    assert (process.returncode, errors) == told
+    assert (process.exitcode, (project / "errors.txt").read_text()) == told
     reached = torch.load(run / "last.pt", weights_only=True)["epoch"]
     assert 3 <= reached < 80
     train.main(["--resume", run.name])

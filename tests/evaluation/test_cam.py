@@ -53,8 +53,8 @@ def test_a_heat_map_takes_the_log_odds_apart_alone_as_in_a_batch(films: list[str
 @pytest.mark.parametrize("average", ["false", "true"])
 def test_files_are_judged_in_all_views_as_the_test_set_is(films: list[str], average: str) -> None:
     run = ["--run", f"views-{average}"]
-    views = ["--views", "[squash-112-mirror, letterbox-128]", "--average_views", average]
-    train.main([*LITE, *run, *views, "--image_size", "96", "--epochs", "2"])
+    views = ["--views", "[squash-100-mirror, letterbox-104]", "--average_views", average]
+    train.main([*LITE, *run, *views, "--image_size", "64", "--epochs", "2"])
     infer.main(run)
     with Path("runs", run[1], "test/predictions.csv").open() as table:
         tested = [float(row["p_fractured"]) for row in csv.DictReader(table)]

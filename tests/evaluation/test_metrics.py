@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 from scipy.stats import norm
@@ -30,6 +30,7 @@ def test_decisions_begin_at_one_half_and_bins_are_tenths() -> None:
     assert found["ece"] == pytest.approx((0.2 + 0.6 + 0.3 + 0.4 + 0.5 + 0.8 + 0.1) / 10)
 
 
+@settings(max_examples=50)
 @given(CASES)
 def test_metrics_are_scikit_learns_and_a_weight_is_a_repetition(cases: list) -> None:
     assume({bool(positive) for positive, _, weight in cases if weight} == {True, False})

@@ -16,10 +16,9 @@ import infer
 import split_dataset
 import train
 from fracture.cli import run_script
-from tests.conftest import LITE, ROOT, Patch, files_in, slow
+from tests.conftest import LITE, MAINS, ROOT, Patch, files_in, slow
 from tests.faults.conftest import on_another_machine, results
 
-MAINS = {"train.py": train.main, "infer.py": infer.main, "split_dataset.py": split_dataset.main}
 COLD = ("train.py", *LITE, "--epochs", "3", "--cache_dir", "cold", "--run", "new")
 TRAIN = tuple(word.replace("cold", "cache") for word in COLD)
 SPLIT = ("split_dataset.py", "--data_root", "drawn", "--split_dir", "out/split")

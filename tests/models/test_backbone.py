@@ -73,9 +73,13 @@ def test_the_width_of_every_backbone_is_known_without_building_it(name: str) -> 
         features = build(name)(torch.zeros(1, 64, 64, dtype=torch.uint8))
     assert features.shape == (1, architecture(name).width)
     assert name != B6 or features.shape == (1, 2304)
+
+
+def test_an_unknown_backbone_is_told_which_are_known_and_the_nearest() -> None:
     line = run_expecting_error(lambda argv: architecture(*argv), "resnet50")
-    assert line.startswith("backbone is 'resnet50'; allowed: ")
-    assert name in line
+    assert line.startswith("backbone is 'resnet50'; allowed: efficientnet-b0, efficientnet-b1, ")
+    line = run_expecting_error(lambda argv: architecture(*argv), "efficientnet_b0")
+    assert line.startswith("backbone is 'efficientnet_b0'; did you mean 'efficientnet-b0'? allowed")
 
 
 def test_random_weights_depend_on_the_seed_alone() -> None:
