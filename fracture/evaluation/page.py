@@ -36,7 +36,7 @@ class Judge:
         points = classifier.thresholds
         self.parts.globals |= {"classifier": classifier, "points": points, "max_bytes": MAX_BYTES}
         self.parts.globals["words"] = {name: name.replace("_", " ") for name in classifier.classes}
-        self.parts.globals["percent"] = lambda p: f"{100 * p:.1f} %"
+        self.parts.globals["percent"] = percent
         self.columns = [classifier.column, *(f"decision_{point}" for point in points)]
 
     def page(self) -> str:
@@ -95,6 +95,12 @@ class Judge:
 
     def _render(self, part: str, **known: Any) -> str:
         return self.parts.get_template(f"{part}.html").render(known)
+
+
+def percent(p: float) -> str:
+    """A probability is never 0 or 1."""
+    edge = "< 0.1" if p < 0.0005 else "> 99.9" if p >= 0.9995 else f"{100 * p:.1f}"
+    return f"{edge} %"
 
 
 def _line(cells: list[str]) -> str:

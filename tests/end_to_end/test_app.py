@@ -17,7 +17,7 @@ from PIL import Image
 
 from fracture import load_model
 from fracture.data.images import read_grey
-from fracture.evaluation.page import MAX_BYTES, Judge
+from fracture.evaluation.page import MAX_BYTES, Judge, percent
 from tests.conftest import ROOT, Patch, files_in, run_expecting_error
 from tests.data.conftest import encoded
 from tests.data.test_dicom import REFUSED, dicom
@@ -108,9 +108,7 @@ def test_a_film_has_its_picture_decision_and_misses(visit: Callable, drawings: l
     path, film = next(pair for pair in judged if len({*pair[1].decisions.values()}) == 2)
     page = visit()
     send(page, **{path.name: path.read_bytes()})
-    expect(
-        page.get_by_text(f"{100 * (film.p or 0):.1f} % probability of fractured")
-    ).to_be_visible()
+    expect(page.get_by_text(f"{percent(film.p or 0)} probability of fractured")).to_be_visible()
     expect(page.get_by_role("img", name=f"The film {path.name}")).to_be_visible()
     scale = page.get_by_role("img", name="Scale from 0 to 100 %").get_attribute("aria-label")
     for point in POINTS:  # with the keyboard: the arrow moves on to the next one
@@ -120,11 +118,11 @@ def test_a_film_has_its_picture_decision_and_misses(visit: Callable, drawings: l
         says = "Flagged: fractured" if flagged else "Not flagged: non fractured"
         expect(page.locator(".decision").filter(visible=True)).to_have_text(says)
         of_100 = round(100 * found["sensitivity"]["value"])
-        misses = f"from {100 * start:.1f} % on. It finds {of_100} of 100 fractures"
+        misses = f"from {percent(start)} on. It finds {of_100} of 100 fractures"
         expect(page.get_by_text(misses)).to_be_visible()
         marks = page.locator(".stack rect").filter(visible=True)
         assert marks.count() == len(film.marks()) * flagged
-        assert f"{point} from {100 * start:.1f} %" in scale
+        assert f"{point} from {percent(start)}" in scale
         page.get_by_role("radio", name=point).press("ArrowDown")
     expect(page.locator(".heat")).to_have_css("opacity", "0.5")
     page.get_by_role("slider", name="Heat map").press("End")
@@ -188,7 +186,7 @@ def test_users_at_once_get_their_own_answers(visit: Callable, drawings: list[Pat
     for page, films in users.items():
         expect(status(page)).to_have_text("3 of 3 films judged.")
         rows = [row.split("\t")[:2] for row in page.locator("tbody tr").all_inner_texts()]
-        found = [f"{100 * (film.p or 0):.1f} %" for film in load_model().predict(films)]
+        found = [percent(film.p or 0) for film in load_model().predict(films)]
         assert [p for _, p in rows] == found
         assert [name.strip() for name, _ in rows] == [film.name for film in films]
     assert phone.evaluate("document.documentElement.scrollWidth") == 390
