@@ -26,7 +26,7 @@ soak: .venv/ready
 	KILLS=20 $(RUN) -m pytest
 
 # uv installs in under a minute what takes pip several.
-.venv/ready: requirements.txt requirements-dev.txt
+.venv/ready: requirements.txt requirements-dev.txt requirements-app.txt
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet uv
 	$(RUN) -m uv pip install --quiet --python $(RUN) -r requirements.txt -r requirements-dev.txt

@@ -116,6 +116,14 @@ class InferConfig(Config):
 
 
 @dataclass(frozen=True)
+class PageConfig(InferConfig):
+    """The same for app.py."""
+
+    script = "app.py"
+    unused = {*get_annotations(Config)} - {"run", "weights", "device", "precision"}
+
+
+@dataclass(frozen=True)
 class FinetuneConfig(Config):
     """The settings of finetune.py; recipes/finetune.yaml holds what it adds and changes."""
 

@@ -19,24 +19,25 @@ LIMBS = (
 MAX_PIXELS = 100_000_000  # of any image: three times the largest films
 
 
-def is_dicom(path: Path) -> bool:
+def is_dicom(file: Path | bytes) -> bool:
     """Known by its content: a PACS writes files without names (DICOM PS3.10 sec. 7.1)."""
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as content:
+        return content.read(132)[128:] == b"DICM"
 
 
-def header(path: Path) -> Any:
+def header(file: Path | bytes) -> Any:
     """A DICOM file's header, without the image; None for any other file.
 
     Raises:
         ValueError: pydicom is missing, or the header is damaged.
     """
-    if not is_dicom(path):
+    if not is_dicom(file):
         return None
     try:
         from pydicom import dcmread
 
-        return dcmread(path, stop_before_pixels=True)
+        content = io.BytesIO(file) if isinstance(file, bytes) else file
+        return dcmread(content, stop_before_pixels=True)
     except Exception as error:
         raise ValueError(f"unusable DICOM: {shorten(str(error), 120)}") from error
 
@@ -50,7 +51,8 @@ def patient_of(path: Path) -> str:
 
 def caution(film: object) -> str:
     """What to tell of a film beside its probability: it is a file that shows no limb."""
-    found = header(Path(film)) if isinstance(film, str | Path) else None
+    film = Path(film) if isinstance(film, str) else film
+    found = header(film) if isinstance(film, Path | bytes) else None
     part = str(found.get("BodyPartExamined", "")).upper() if found else ""
     shows_limb = not part or any(limb in part for limb in LIMBS)
     return "" if shows_limb else f"caution: {part}, not a limb"

@@ -100,6 +100,7 @@ def test_a_header_tells_the_patient_and_what_is_no_limb(tmp_path: Path) -> None:
     (tmp_path / "e").write_bytes(b"no DICOM")
     told = [caution(tmp_path / name) for name in "abcde"]
     assert told == ["", "", "caution: CHEST, not a limb", "", ""]
+    assert [caution((tmp_path / name).read_bytes()) for name in "abcde"] == told
     patients = [patient_of(tmp_path / name) for name in "abcde"]
     assert patients[0] == patients[1] != ""
     assert "Doe" not in patients[0]

@@ -14,11 +14,14 @@ import torch
 import yaml
 
 import train
-from fracture.config import Config, FinetuneConfig, InferConfig, SplitConfig
+from fracture.config import Config, FinetuneConfig, InferConfig, PageConfig, SplitConfig
 from tests.conftest import LITE, ROOT, fork_script, run_process, wait_until
 
-KINDS = {kind.script: kind for kind in (Config, FinetuneConfig, InferConfig, SplitConfig)}
+KINDS = {
+    kind.script: kind for kind in (Config, FinetuneConfig, InferConfig, PageConfig, SplitConfig)
+}
 LIMITS = {"train.py": 130, "finetune.py": 160, "infer.py": 110, "split_dataset.py": 100}
+LIMITS |= {"app.py": 100}
 SCRIPTS = {Path(name).stem for name in LIMITS}
 ROOMS = ["fracture", "data", "models", "features", "runs", "evaluation"]
 
@@ -44,7 +47,8 @@ def test_help_and_typos_are_answered_without_torch(script: str, tmp_path: Path) 
     modules = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert modules & {"jsonargparse", "torch", "numpy", "wandb", "PIL"} == {"jsonargparse"}
     settings = yaml.safe_load((ROOT / "config.yaml").read_text())
-    assert "[data/split]" in done.stdout  # each with its default
+    # Each with its default.
+    assert ("[data/split]" in done.stdout) == ("split_dir" not in KINDS[script].unused)
     shown = {name for name in settings if f"  --{name} " in done.stdout}
     assert shown == settings.keys() - KINDS[script].unused
     done = run_process(tmp_path, script, "--sed", "3")
