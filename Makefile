@@ -1,5 +1,6 @@
 # make demo    the whole job on drawn radiographs: environment, data, split, training, test
 # make test    environment, ruff, mypy, pytest
+# make pictures   draws the README's pictures anew, with chromium
 # make soak    all tests, the slow ones too, and those of faults many times over
 
 # Where this is set, Python compiles torch anew in every process: 13 s of import instead of 3 s.
@@ -8,13 +9,16 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test soak
+.PHONY: demo pictures test soak
 
 demo: .venv/ready
 	test -d data/demo/FracAtlas || $(RUN) -m fracture.data.synthetic data/demo/FracAtlas
 	test -d data/demo/split || $(RUN) split_dataset.py --config recipes/demo.yaml
 	$(RUN) train.py --config recipes/demo.yaml
 	$(RUN) infer.py --config recipes/demo.yaml
+
+pictures: demo
+	PYTHONPATH=. $(RUN) docs/pictures/draw.py
 
 test: .venv/ready
 	$(RUN) -m ruff check .
