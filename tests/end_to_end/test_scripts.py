@@ -1,4 +1,4 @@
-"""The three scripts as a person runs them, and the shape of the whole program."""
+"""The scripts as a person runs them, and the shape of the whole program."""
 
 import ast
 import re
@@ -13,11 +13,14 @@ import torch
 import yaml
 
 import train
-from fracture.config import Config, FinetuneConfig, InferConfig, SplitConfig
+from fracture.config import Config, ExportConfig, FinetuneConfig, InferConfig, SplitConfig
 from tests.conftest import LITE, ROOT, run_process
 
-KINDS = {kind.script: kind for kind in (Config, FinetuneConfig, InferConfig, SplitConfig)}
+KINDS = {
+    kind.script: kind for kind in (Config, FinetuneConfig, InferConfig, ExportConfig, SplitConfig)
+}
 LIMITS = {"train.py": 130, "finetune.py": 160, "infer.py": 110, "split_dataset.py": 100}
+LIMITS |= {"export.py": 110}
 SCRIPTS = {Path(name).stem for name in LIMITS}
 ROOMS = ["fracture", "data", "models", "features", "runs", "evaluation"]
 
@@ -43,7 +46,7 @@ def test_help_and_typos_are_answered_without_torch(script: str, tmp_path: Path) 
     modules = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert modules & {"jsonargparse", "torch", "numpy", "wandb", "PIL"} == {"jsonargparse"}
     settings = yaml.safe_load((ROOT / "config.yaml").read_text())
-    assert "[data/split]" in done.stdout  # each with its default
+    assert {"[data/split]", "[imagenet]"} & {*done.stdout.split()}  # each with its default
     shown = {name for name in settings if f"  --{name} " in done.stdout}
     assert shown == settings.keys() - KINDS[script].unused
     done = run_process(tmp_path, script, "--sed", "3")
