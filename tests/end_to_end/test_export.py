@@ -19,9 +19,8 @@ from fracture.data.images import read_grey
 from tests.conftest import ROOT, Capture, Patch, run_expecting_error, run_process, slow
 
 SIZES = [(373, 454), (90, 77), (901, 300), (1, 1)]  # width and height; the networks see 224 and 320
-SNIPPET = re.findall(r"```python\n(.*?)```", (ROOT / "docs/inference.md").read_text(), re.DOTALL)[
-    -1
-]
+PAGE = (ROOT / "docs/inference.md").read_text()
+SNIPPET = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
 
 
 def exported(run: str, capsys: Capture) -> InferenceSession:
