@@ -124,6 +124,14 @@ class PageConfig(InferConfig):
 
 
 @dataclass(frozen=True)
+class ExportConfig(InferConfig):
+    """The same for export.py."""
+
+    script = "export.py"
+    unused = {*get_annotations(Config)} - {"run", "weights"}
+
+
+@dataclass(frozen=True)
 class FinetuneConfig(Config):
     """The settings of finetune.py; recipes/finetune.yaml holds what it adds and changes."""
 

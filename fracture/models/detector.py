@@ -86,7 +86,7 @@ class Detector(nn.Module):
             else:
                 cell_logits = self.head(maps[-1].permute(0, 2, 3, 1).flatten(0, 2))
                 odds = cell_logits[:, self.positive] - cell_logits[:, 1 - self.positive]
-                cells = odds.unflatten(0, (len(images), -1))
+                cells = odds.unflatten(0, (images.shape[0], -1))  # an export keeps it open
         return torch.cat([logits, cells.flatten(1)], 1).float(), maps[0].float().mean((2, 3))
 
 
