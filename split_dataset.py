@@ -37,6 +37,7 @@ if __name__ == "__main__":
 from fracture.data.download import fetch_dataset
 from fracture.data.fracatlas import BODY_PARTS, body_part
 from fracture.data.manifest import FILE_NAME, SPLITS, Row, check_files, check_splits
+from fracture.data.patients import join_patients
 from fracture.data.splitting import make_splits, scan_dataset, write_splits
 
 
@@ -51,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_files(split_dir)
     source = Path(config.data_root), config.data_url, config.data_md5
     data_root = fetch_dataset(*source, options.download)
-    rows = scan_dataset(data_root, config)
+    rows = scan_dataset(data_root, config.positive_class, config.negative_class)
+    if config.groups:
+        rows = join_patients(rows, config.groups, data_root)
     splits = make_splits(rows, config)
     write_splits(splits, data_root, config, overwrite=options.force)
 

@@ -27,7 +27,7 @@ class Row:
     Attributes:
         image: path below the data root, with "/" on every system.
         label: class name.
-        split: train, val, test or excluded.
+        split: train, val, test or excluded; "" until that is decided.
         group: files of one group are copies of each other and share a split.
         reason: why the file is excluded, or how its label was decided; else "".
         sha256: of the file's bytes, hexadecimal.
@@ -37,9 +37,9 @@ class Row:
     image: str
     label: str
     split: str
-    group: str
-    reason: str
-    sha256: str
+    group: str = ""
+    reason: str = ""
+    sha256: str = ""
     traits: str = ""
 
     @property
