@@ -3,7 +3,6 @@
     python split_dataset.py                             # downloads FracAtlas
     python split_dataset.py --data_root FracAtlas.zip   # or its folder
     python split_dataset.py --folds 5 --split_dir data/folds
-    python split_dataset.py --check                     # unchanged since it was made?
 
 Every file is decoded once. Files that cannot be decoded are excluded; so are copies of the same
 pixels, and all of them if their labels differ. Near-copies share a split. manifest.csv says what
@@ -22,9 +21,8 @@ from fracture.settings import parse_settings, settings_parser
 
 
 def arguments(argv: Sequence[str] | None = None) -> tuple[SplitConfig, Namespace]:
-    parser = settings_parser(SplitConfig, __doc__, "[--force|--check] ")
+    parser = settings_parser(SplitConfig, __doc__, "[--force] ")
     parser.add_argument("--force", action="store_true", help="replace an existing split")
-    parser.add_argument("--check", action="store_true", help="verify an existing split")
     parser.add_argument("--download", action="store_true", help="get FracAtlas if it is not there")
     config, options = parse_settings(SplitConfig, parser, argv)
     options.download |= config.data_root == parser.get_default("data_root")
@@ -36,22 +34,23 @@ if __name__ == "__main__":
 
 from fracture.data.download import fetch_dataset
 from fracture.data.fracatlas import BODY_PARTS, body_part
-from fracture.data.manifest import FILE_NAME, SPLITS, Row, check_files, check_splits
+from fracture.data.manifest import FILE_NAME, SPLITS, Row, refuse_strays
+from fracture.data.patients import join_patients
 from fracture.data.splitting import make_splits, scan_dataset, write_splits
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, options = arguments(argv)
     split_dir = Path(config.split_dir)
-    if options.check:
-        return check_splits(split_dir)
     if split_dir.exists():
         if not options.force:
             raise InputError(f"{split_dir} exists; replace it with --force, or pass --split_dir")
-        check_files(split_dir)
+        refuse_strays(split_dir)
     source = Path(config.data_root), config.data_url, config.data_md5
     data_root = fetch_dataset(*source, options.download)
-    rows = scan_dataset(data_root, config)
+    rows = scan_dataset(data_root, config.positive_class, config.negative_class)
+    if config.groups:
+        rows = join_patients(rows, config.groups, data_root)
     splits = make_splits(rows, config)
     write_splits(splits, data_root, config, overwrite=options.force)
 

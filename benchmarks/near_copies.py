@@ -18,7 +18,8 @@ from fracture.data.near_copies import candidates, descriptors
 
 
 def main() -> None:
-    paths = [radiograph.path for radiograph in find_radiographs(Path(sys.argv[1]))]
+    root = Path(sys.argv[1])
+    paths = [root / row.image for row in find_radiographs(root)]
     with ThreadPoolExecutor() as pool:
         found = {report.pixels: report for report in pool.map(scan_image, paths)}
     films = np.stack([report.thumbnail for report in found.values() if not report.error])

@@ -76,8 +76,6 @@ class Config:
         good_views = all(re.fullmatch(VIEW, view) for view in self.views)
         a_split = min(parts) > 0 and abs(sum(parts) - 1) < 1e-6
         for name, fits, allowed in (
-            ("data_url", is_https(self.data_url), "an https:// address"),
-            ("data_md5", re.fullmatch(r"[0-9a-fA-F]{32}", self.data_md5), "32 hexadecimal digits"),
             ("fractions", a_split, "shares that add up to 1"),
             ("folds", self.folds == 0 or 3 <= self.folds <= 100, "0 (no folds), or 3 to 100"),
             ("run", a_run, "a plain folder name"),
@@ -170,11 +168,6 @@ def run_folder(name: str) -> Path:
     """The folder of a run, from its name or its path; `pretrained` comes along."""
     folder = Path(name) if "/" in name else RUNS / name
     return BOXED if name == BOXED.name and not folder.is_dir() else folder
-
-
-def is_https(address: str) -> bool:
-    """True for https, and for http on this machine: nobody can change what is downloaded."""
-    return bool(re.match(r"https://[^/]|http://(127\.0\.0\.1|localhost)(:\d+)?(/|$)", address))
 
 
 def shareable(settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,14 +2,12 @@
 
 import shutil
 from pathlib import Path
-from urllib.parse import urljoin
 from zipfile import ZipFile
 
 from tqdm import tqdm
 
 from fracture.atomic import staging_dir
 from fracture.cli import InputError, one_line
-from fracture.config import is_https
 
 
 def fetch_dataset(data_root: Path, url: str, md5: str, may_download: bool = True) -> Path:
@@ -24,24 +22,20 @@ def fetch_dataset(data_root: Path, url: str, md5: str, may_download: bool = True
     Raises:
         InputError: there is no such data, or the archive cannot be downloaded or is damaged.
     """
-    if data_root.is_dir():
-        return unwrap(data_root)
     archive, folder = data_root.with_name(f"{data_root.name}.zip"), data_root
     if data_root.suffix.lower() == ".zip":
         archive, folder = data_root, data_root.with_suffix("")
-    elif data_root.exists() or data_root.is_symlink():
-        raise InputError(f"{data_root} is neither a folder nor a .zip")
-    if folder.is_dir():
-        print(f"using {folder}, which lies beside {archive.name}")
-        return unwrap(folder)
-    if not archive.is_file():
-        if not may_download:
+    if not folder.is_dir():
+        if not (archive.is_file() or may_download):
             hint = "mend the path, or pass --download to get FracAtlas there"
             raise InputError(f"{data_root}: no such folder or .zip; {hint}")
-        by_hand = f"get it by hand and put it at {archive}, or pass --data_root FOLDER_OR_ZIP"
-        download(url, archive, f"md5:{md5.lower()}", by_hand)
-    unpack(archive, folder)
-    return unwrap(folder)
+        if not archive.is_file():
+            by_hand = f"get it by hand and put it at {archive}, or pass --data_root FOLDER_OR_ZIP"
+            download(url, archive, f"md5:{md5.lower()}", by_hand)
+        unpack(archive, folder)
+    if (found := unwrap(folder)) != data_root:
+        print(f"the data set is in {found}")
+    return found
 
 
 def unwrap(folder: Path) -> Path:
@@ -51,8 +45,6 @@ def unwrap(folder: Path) -> Path:
         if inner[0].name.lower() in ("images", "fractured", "non_fractured"):
             break
         found = inner[0]
-    if found != folder:
-        print(f"the data set is in {found}")
     return found
 
 
@@ -60,7 +52,7 @@ def download(url: str, path: Path, known_hash: str | None, by_hand: str) -> None
     """Download a file; it gets its name only when it is complete.
 
     Args:
-        url: https, also after every redirect.
+        url: where it is.
         path: where the file goes.
         known_hash: "md5:..." or "sha256:..." that the file must have; None takes any.
         by_hand: what the user can do instead, for the message.
@@ -69,15 +61,11 @@ def download(url: str, path: Path, known_hash: str | None, by_hand: str) -> None
         InputError: nothing came, or another file than expected.
     """
     import pooch  # here, and requests with it: half a second that only a download needs
-    from requests import RequestException, Response
-
-    def refuse_http(response: Response, **_: object) -> None:
-        if not is_https(target := urljoin(response.url, response.headers.get("Location", ""))):
-            raise RequestException(f"it redirects to {target}, which is not https://")
+    from requests import RequestException
 
     print(f"downloading {url}")
     bar = tqdm(total=1, desc=path.name, unit="B", unit_scale=True, disable=None)  # pooch sets total
-    fetch = pooch.HTTPDownloader(progressbar=bar, hooks={"response": refuse_http})
+    fetch = pooch.HTTPDownloader(progressbar=bar)
     pooch.get_logger().setLevel("ERROR")
     try:
         with staging_dir(path) as stage:
@@ -97,8 +85,7 @@ def unpack(archive: Path, folder: Path) -> None:
     with staging_dir(folder) as stage:
         try:
             with ZipFile(archive) as file:
-                for member in tqdm(file.infolist(), "unpacking", unit=" files", disable=None):
-                    file.extract(member, stage)  # never outside: zipfile drops ".." and "/"
+                file.extractall(stage)  # never outside: zipfile drops ".." and "/"
         except Exception as error:  # damaged bytes lead zipfile to eight kinds of error
             raise InputError(f"{archive} cannot be unpacked: {one_line(error)}") from error
         shutil.rmtree(stage / "__MACOSX", ignore_errors=True)

@@ -5,41 +5,18 @@ folder with two class folders is read the same way; its classes are named after 
 """
 
 import csv
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from fracture.cli import InputError
 from fracture.data.images import files_below
+from fracture.data.manifest import Row
 
 CLASSES = ("Fractured", "Non_fractured")
 BODY_PARTS = ("hand", "leg", "hip", "shoulder", "mixed")  # mixed: several of the others
 VIEWS = ("frontal", "lateral", "oblique")
 PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 TRAITS = (*BODY_PARTS, "hardware", "multiscan", *VIEWS)
-
-
-@dataclass(frozen=True)
-class Radiograph:
-    """One file of the data set.
-
-    Attributes:
-        path: where it is.
-        image: its path below the root, with "/" on every system.
-        label: its class.
-        traits: the `TRAITS` that dataset.csv gives it, separated by spaces.
-        note: how the label was decided where folder and table disagree.
-        duplicate_of: the `image` to keep if this file has the same id but lies in the wrong class
-            folder; else "".
-        split: where the publisher put it: train, val, test; "" if that is left to us.
-    """
-
-    path: Path
-    image: str
-    label: str
-    traits: str = ""
-    note: str = ""
-    duplicate_of: str = ""
-    split: str = ""
 
 
 def body_part(traits: str) -> str:
@@ -50,12 +27,12 @@ def body_part(traits: str) -> str:
 
 def find_radiographs(
     data_root: Path, positive: str = CLASSES[0], negative: str | None = None
-) -> list[Radiograph]:
-    """List every file in the class folders, sorted by `image`.
+) -> list[Row]:
+    """List every file in the class folders, sorted by `image`; nothing else of a row is known yet.
 
     The label is the class folder's name. FracAtlas' classes get their published spelling (mirrors
-    write `non_fractured`), and are checked against dataset.csv if it is there (`resolve_labels`).
-    Folders train, val and test, as others publish, each hold their own class folders.
+    write `non_fractured`). Folders train, val and test, as others publish, each hold their own
+    class folders, and give the split.
 
     Args:
         data_root: from `fetch_dataset`.
@@ -69,18 +46,15 @@ def find_radiographs(
     if not {"train", "test"} <= set(parts.values()):
         parts = {data_root: ""}
     found = [
-        Radiograph(path, path.relative_to(data_root).as_posix(), label, split=split)
+        Row(path.relative_to(data_root).as_posix(), label, split)
         for root, split in parts.items()
         for folder, label in _class_folders(root, positive, negative).items()
         for path in files_below(folder)
     ]
-    classes = sorted({radiograph.label for radiograph in found})
+    classes = {row.label for row in found}
     if len(classes) < 2:
         raise InputError(f"{data_root}: only class {classes} has files; two classes are needed")
-    table = data_root / "dataset.csv"
-    if classes == sorted(CLASSES) and table.is_file():
-        found = resolve_labels(found, table)
-    return sorted(found, key=lambda radiograph: radiograph.image)
+    return sorted(found, key=lambda row: row.image)
 
 
 def _class_folders(data_root: Path, positive: str, negative: str | None) -> dict[Path, str]:
@@ -109,33 +83,39 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def resolve_labels(found: list[Radiograph], table: Path) -> list[Radiograph]:
+def resolve_labels(rows: list[Row], data_root: Path) -> list[Row]:
     """Label each file by the majority of three label sources, and note where they disagree.
 
     The sources are the class folder, `fractured` in dataset.csv, and `fracture_count` > 0 there.
     They disagree on IMG0003298 of the first release (Fractured by two of three). Release v7 has
-    two ids in both class folders: the file in the wrong one is a duplicate.
+    two ids in both class folders: of these the file in the wrong one is excluded, if the other can
+    be decoded. Without FracAtlas' classes or its table, the folders' labels stay.
 
-    Raises:
-        InputError: dataset.csv is not FracAtlas' own.
+    Args:
+        rows: from `find_radiographs`; those of files that cannot be decoded are excluded.
+        data_root: where the table is.
     """
-    in_folder = {(item.path.name, item.label): item.image for item in found}
+    file = data_root / "dataset.csv"
+    if {row.label for row in rows} != {*CLASSES} or not file.is_file():
+        return rows
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        table = {line["image_id"]: line for line in csv.DictReader(lines)}
+    usable = {(Path(r.image).name, r.label): r.image for r in rows if r.split != "excluded"}
 
-    def resolve(item: Radiograph, row: dict[str, str] | None) -> Radiograph:
-        if row is None:
-            return replace(item, note="label: the folder's, not in dataset.csv")
-        fractured, count = row["fractured"], row["fracture_count"]
-        votes = [item.label == CLASSES[0], int(fractured) > 0, int(count) > 0]
-        label = CLASSES[0] if sum(votes) >= 2 else CLASSES[1]
-        note = f"label: folder {item.label}, fractured {fractured}, fracture_count {count}"
-        note = f"{note}; the majority's" if len(set(votes)) == 2 else ""
-        traits = " ".join(trait for trait in TRAITS if row.get(trait) == "1")
-        other = in_folder.get((item.path.name, label), "") if label != item.label else ""
-        return replace(item, label=label, traits=traits, note=note, duplicate_of=other)
+    def resolve(row: Row) -> Row:
+        name, label, reason = Path(row.image).name, row.label, row.reason
+        note, known = "label: the folder's, not in dataset.csv", table.get(name, {})
+        if known:
+            fractured, count = known["fractured"], known["fracture_count"]
+            votes = [label == CLASSES[0], int(fractured) > 0, int(count) > 0]
+            note = f"label: folder {label}, fractured {fractured}, fracture_count {count}"
+            note = f"{note}; the majority's" if len(set(votes)) == 2 else ""
+            label = CLASSES[0] if sum(votes) >= 2 else CLASSES[1]
+        if label != row.label and (other := usable.get((name, label))):
+            row = replace(row, split="excluded", group="")
+            reason = f"copy of {other}, the same id in the other class folder"
+        traits = " ".join(trait for trait in TRAITS if known.get(trait) == "1")
+        reason = "; ".join(filter(None, [reason, note]))
+        return replace(row, label=label, traits=traits, reason=reason)
 
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = {row["image_id"]: row for row in csv.DictReader(file)}
-        return [resolve(item, rows.get(item.path.name)) for item in found]
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(f"{table}: not FracAtlas' table ({error}); mend or remove it") from error
+    return [resolve(row) for row in rows]

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-
 from fracture.cli import InputError
 from fracture.data.dicom import patient_of
 from fracture.data.manifest import Row
@@ -34,25 +31,18 @@ def join_patients(rows: Sequence[Row], source: str, data_root: Path) -> list[Row
     alone = [row.image for row in kept if row.image not in patients]
     if len(alone) == len(kept):
         raise InputError(f"groups is {source}: it gives none of the {len(kept):,} films a group")
-    nodes: dict[tuple[str, str], int] = {}
-
-    def node(kind: str, name: str) -> int:
-        return nodes.setdefault((kind, name), len(nodes))
-
-    edges = [
-        (node("copies", row.group), node("patient", patients.get(row.image, f"film {row.image}")))
-        for row in kept
-    ]
-    ends = tuple(zip(*edges, strict=True))
-    graph = coo_array(([1] * len(edges), ends), shape=(len(nodes), len(nodes)))
-    component = connected_components(graph, directed=False)[1].tolist()
-    names: dict[int, str] = {}  # of each component: its first group of copies
-    joined: dict[str, str] = {}  # the new name of each group of copies
+    groups_of: dict[str, set[str]] = defaultdict(set)
+    for row in kept:
+        if row.image in patients:
+            groups_of[patients[row.image]].add(row.group)
+    together = {row.group: {row.group} for row in kept}  # the groups of copies that are one group
+    for groups in groups_of.values():
+        union = set().union(*(together[group] for group in groups))
+        together |= dict.fromkeys(union, union)
+    joined = {group: min(union) for group, union in together.items()}
     labels = defaultdict(set)
-    for row in sorted(kept, key=lambda row: row.group):
-        number = component[nodes["copies", row.group]]
-        joined[row.group] = names.setdefault(number, row.group)
-        labels[number].add(row.label)
+    for row in kept:
+        labels[joined[row.group]].add(row.label)
     both = sum(len(found) > 1 for found in labels.values())
     print(f"groups: {len(labels):,} of {len(kept):,} films; {both:,} with films of both classes")
     if alone:
@@ -74,11 +64,8 @@ def find_patients(rows: Sequence[Row], source: str, data_root: Path) -> dict[str
     try:
         with Path(source).open(newline="", encoding="utf-8-sig") as file:
             table = {line["image"]: line["group"] for line in csv.DictReader(file)}
-    except (KeyError, ValueError, csv.Error) as error:
+    except KeyError as error:
         raise InputError(f"groups: {source} needs the columns image and group") from error
-    except OSError as error:
-        hint = "allowed: a table, folder or patient_id"
-        raise InputError(f"groups: {source}: {error.strerror}; {hint}") from error
     films: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         films[row.image].add(row.image)

@@ -16,42 +16,37 @@ from tqdm.contrib.concurrent import thread_map
 from fracture.atomic import publish, staging_dir
 from fracture.cli import InputError
 from fracture.config import Config
-from fracture.data.fracatlas import body_part, find_radiographs
+from fracture.data.fracatlas import CLASSES, body_part, find_radiographs, resolve_labels
 from fracture.data.images import scan_image
 from fracture.data.manifest import SPLITS, Row, write_manifest
 from fracture.data.near_copies import exclude_copies
-from fracture.data.patients import join_patients
 
 Splits = dict[str, list[Row]]  # the rows of each split, by the name of its folder
 Share = float | Fraction  # folds take exact fractions, so that they meet without a gap
 
 
-def scan_dataset(data_root: Path, config: Config | None = None) -> list[Row]:
+def scan_dataset(
+    data_root: Path, positive: str = CLASSES[0], negative: str | None = None
+) -> list[Row]:
     """A row for every file of the source, each decoded once.
 
     Its split is "excluded", the publisher's, or still "".
 
     Args:
         data_root: from `fetch_dataset`.
-        config: says what to make of several classes and of patients, if there are such.
+        positive: as for `find_radiographs`.
+        negative: likewise.
     """
-    classes = (config.positive_class, config.negative_class) if config else ()
-    found = find_radiographs(data_root, *classes)
-    paths = [item.path for item in found]
+    rows = find_radiographs(data_root, positive, negative)
+    paths = [data_root / row.image for row in rows]
     # Threads suffice: Pillow and hashlib release Python's lock.
-    scans = thread_map(scan_image, paths, max_workers=cpu_count(), desc="reading", disable=None)
-    reports = dict(zip((item.image for item in found), scans, strict=True))
-    rows = []
-    for item in found:
-        report = reports[item.image]
-        reason = f"undecodable: {report.error}" if report.error else ""
-        if item.duplicate_of and not reports[item.duplicate_of].error:
-            reason = f"copy of {item.duplicate_of}, the same id in the other class folder"
-        split, group = ("excluded", "") if reason else (item.split, report.pixels)
-        reason = "; ".join(filter(None, [reason, item.note]))
-        rows.append(Row(item.image, item.label, split, group, reason, report.sha256, item.traits))
-    rows = exclude_copies(rows, {report.pixels: report.thumbnail for report in reports.values()})
-    return join_patients(rows, config.groups, data_root) if config and config.groups else rows
+    reports = thread_map(scan_image, paths, max_workers=cpu_count(), desc="reading", disable=None)
+    for i, report in enumerate(reports):
+        rows[i] = replace(rows[i], group=report.pixels, sha256=report.sha256)
+        if report.error:
+            rows[i] = replace(rows[i], split="excluded", reason=f"undecodable: {report.error}")
+    thumbnails = {report.pixels: report.thumbnail for report in reports}
+    return exclude_copies(resolve_labels(rows, data_root), thumbnails)
 
 
 def assign_splits(

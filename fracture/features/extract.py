@@ -195,17 +195,13 @@ def _known_features(
         digests = missing[RANK::WORLD_SIZE]
         images: Subset = Subset(ConcatDataset(folders), [position[digest] for digest in digests])
         network, size = spec.build(compute.device), spec.image_size
-        try:
-            batches = run_batches(network, images, size, compute, spec.title, pad_last=True)
-            for done, vectors, _ in batches:
-                for i, vector in zip(done, vectors, strict=True):
-                    if not np.isfinite(vector).all():
-                        hint = "features are not finite; try --precision float32, or other weights"
-                        raise InputError(f"{rows[position[digests[i]]].path}: {hint}")
-                cache.append([digests[i] for i in done], vectors)
-        except KeyboardInterrupt:
-            print("\nthe images that have passed are kept; the same command goes on with the rest")
-            raise
+        batches = run_batches(network, images, size, compute, spec.title, pad_last=True)
+        for done, vectors, _ in batches:
+            for i, vector in zip(done, vectors, strict=True):
+                if not np.isfinite(vector).all():
+                    hint = "features are not finite; try --precision float32, or other weights"
+                    raise InputError(f"{rows[position[digests[i]]].path}: {hint}")
+            cache.append([digests[i] for i in done], vectors)
         barrier()
         known = cache.load()
     return known

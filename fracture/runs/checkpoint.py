@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from fracture.atomic import atomic_write
@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # torchvision takes a second to import, and a single film doe
 MUTABLE_ON_RESUME = {"data_md5", "workers", "wandb_mode", "wandb_project"}
 Stateful = nn.Module | torch.optim.Optimizer | torch.optim.lr_scheduler.LRScheduler
 PACKED = "model.safetensors"  # a best.pt to pass on
-REQUIRED_KEYS = {"settings", "recipe", "classes", "positive_class", "epoch", "head", "best"}
 
 
 def provenance(config: Config, spec: FeatureSpec, folder: "SplitFolder") -> dict[str, Any]:
@@ -51,36 +50,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote.
 
     Raises:
-        InputError: there is no such file, or it is not a checkpoint of train.py.
+        InputError: there is no such file, or it is damaged.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; the run did not finish an epoch")
-    try:
-        content = load_tensors(path)
-    except InputError as error:
-        again = f"remove last.pt, and python train.py --resume {path.parent.name} makes it again"
-        raise InputError(f"{error}; {again}") from error
-    if missing := REQUIRED_KEYS - content.keys():
-        raise InputError(f"{path}: not a checkpoint of train.py: no {', '.join(sorted(missing))}")
-    return content
+    return load_tensors(path)
 
 
 def load_best(run: Path) -> dict[str, Any]:
     """A run's best epoch, from its best.pt or from what pack.py made of it.
 
     Raises:
-        InputError: there is neither, or it is damaged, or not the model of a run.
+        InputError: there is neither, or it is damaged.
     """
     file = run / PACKED
     if not file.is_file():
         return load_checkpoint(run / "best.pt")
-    try:
-        with safe_open(file, "pt") as tensors:
-            content = json.loads((tensors.metadata() or {})["checkpoint"])
-            names = tensors.keys()
-            return content | {"head": {name: tensors.get_tensor(name) for name in names}}
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{file}: damaged, or not the model of a run") from error
+    head = load_tensors(file)
+    with safe_open(file, "pt") as tensors:
+        return json.loads(tensors.metadata()["checkpoint"]) | {"head": head}
 
 
 def check_provenance(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None:

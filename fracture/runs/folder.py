@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 
 from fracture.atomic import atomic_write, lock
-from fracture.cli import InputError, one_line
+from fracture.cli import InputError
 from fracture.config import RUNS, Config, shareable
 from fracture.distributed import RANK
 from fracture.runs import checkpoint
@@ -46,7 +46,7 @@ class Run:
     """
 
     def __init__(self, config: Config, resume: str | None, provenance: dict[str, Any]) -> None:
-        self.config, self.provenance, self.has_header = config, provenance, False
+        self.config, self.provenance = config, provenance
         self.state: dict[str, Any]
         if RANK > 0:  # torchrun's other processes train along, and write nothing
             self.stack, self.history = ExitStack(), []
@@ -55,11 +55,9 @@ class Run:
             return
         mode = pick_mode(config.wandb_mode)
         self.folder = find_run(resume) if resume else new_folder(config)
-        if resume and 0 < finished_epochs(self.folder) < config.epochs:
-            self._saved_state()  # refuses other settings before a folder is made
-            self.config = replace(config, run=f"{self.folder.name}-{config.epochs}-epochs")
-            self.provenance["settings"] = shareable(asdict(self.config))
-            self.folder = longer_run(self.folder, self.config)
+        done = len(read_history(self.folder))
+        if done == read_config(self.folder / "config.yaml").epochs < config.epochs:
+            self._become_longer()
         busy = f"{self.folder}: another process is training this run"
         with ExitStack() as stack:  # releases the lock if the run is refused
             stack.callback(lock(self.folder / ".lock", busy).release)
@@ -88,6 +86,17 @@ class Run:
         checkpoint.check_provenance(self.folder, state, self.provenance)
         return state
 
+    def _become_longer(self) -> None:
+        """Begin where a finished run ended, as a new one: no run changes after its end."""
+        self._saved_state()  # refuses other settings before a folder is made
+        finished, epochs = self.folder, self.config.epochs
+        self.config = replace(self.config, run=f"{finished.name}-{epochs}-epochs")
+        self.provenance["settings"] = shareable(asdict(self.config))
+        self.folder = new_folder(self.config)
+        for name in ("history.jsonl", "best.pt", "last.pt"):
+            shutil.copy2(finished / name, self.folder / name)
+        print(f"{finished} is finished and stays as it is")
+
     def __enter__(self) -> "Run":
         return self
 
@@ -106,9 +115,6 @@ class Run:
             print(f"next: python infer.py --run {self.folder.name}")
         elif issubclass(kind, Exception) and not self.history:
             shutil.rmtree(self.folder)
-        elif issubclass(kind, KeyboardInterrupt):
-            again = f"python {self.config.script} --resume {self.folder.name}"
-            print(f"\nwhat is done is kept; to go on: {again}")
 
     def load_state(
         self, head: nn.Module, optimizer: torch.optim.Optimizer, **others: checkpoint.Stateful
@@ -168,9 +174,8 @@ class Run:
     def _print_epoch(self, metrics: dict[str, float], is_best: bool) -> None:
         """A line of the table of epochs; the first line of this process gets a header."""
         titles = [_title(name) for name in metrics if name != "epoch"]
-        if not self.has_header:
+        if len(self.history) == self.state["epoch"] + 1:
             print("\nepoch" + "".join(f"  {title}" for title in titles))
-        self.has_header = True
         epoch, *values = metrics.values()
         cells = [f"{v:{len(title) + 2}.4f}" for v, title in zip(values, titles, strict=True)]
         print(f"{epoch:5}{''.join(cells)}{'  best' if is_best else ''}")
@@ -182,47 +187,23 @@ def _title(name: str) -> str:
 
 def new_folder(config: Config) -> Path:
     """Make a run's folder with its config.yaml; no run overwrites another."""
-    RUNS.mkdir(exist_ok=True)
-    while True:
-        own = f"{datetime.now():%Y%m%d-%H%M%S}-{Path(config.backbone).name}"
-        folder = RUNS / (config.run or own)
-        try:
-            folder.mkdir()
-            break
-        except FileExistsError as error:
-            if config.run:
-                hint = f"pass another --run, or go on with it: --resume {config.run}"
-                raise InputError(f"{folder} exists and is not overwritten; {hint}") from error
-            time.sleep(0.5)  # two runs began within a second: the next second has another name
+    own = f"{datetime.now():%Y%m%d-%H%M%S}-{Path(config.backbone).name}"
+    folder = RUNS / (config.run or own)
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError as error:
+        if not config.run:  # two runs began within a second: the next second has another name
+            time.sleep(0.5)
+            return new_folder(config)
+        hint = f"pass another --run, or go on with it: --resume {config.run}"
+        raise InputError(f"{folder} exists and is not overwritten; {hint}") from error
     with atomic_write(folder / "config.yaml") as new:
         new.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
     return folder
 
 
-def finished_epochs(folder: Path) -> int:
-    """The epochs of a finished run; 0 for one that is not."""
-    epochs = read_config(folder / "config.yaml").epochs
-    return epochs if len(read_history(folder)) == epochs else 0
-
-
-def longer_run(folder: Path, config: Config) -> Path:
-    """A new run that begins where a finished one ended, so that no run changes after its end."""
-    new = new_folder(config)
-    for name in ("history.jsonl", "best.pt", "last.pt"):
-        shutil.copy2(folder / name, new / name)
-    print(f"{folder} is finished and stays as it is")
-    return new
-
-
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """A dictionary for each finished epoch.
-
-    Raises:
-        InputError: the file is damaged.
-    """
+    """A dictionary for each finished epoch."""
     history = folder / "history.jsonl"
-    try:
-        lines = history.read_text().splitlines() if history.exists() else []
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise InputError(f"{history}: damaged ({one_line(error)}); train again") from error
+    lines = history.read_text().splitlines() if history.exists() else []
+    return [json.loads(line) for line in lines]

@@ -31,7 +31,7 @@ def zipped(*names: str) -> bytes:
 ARCHIVE = zipped(*(f"FracAtlas/{name}" for name in FILES))  # one folder in a zip, as figshare's
 MD5 = hashlib.md5(ARCHIVE).hexdigest()
 SERVED = {"/good": ARCHIVE, "/wrong": b"other", "/cut": ARCHIVE[:9999]}
-MOVED = {"/moved": "/good", "/http": "http://127.0.0.2:9/good"}
+MOVED = {"/moved": "/good"}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -68,7 +68,6 @@ def test_nothing_is_downloaded_for_a_mistyped_path(server: str, tmp_path: Path) 
 
 
 FAULTS = {"/wrong": "MD5 hash", "/cut": "IncompleteRead", "/missing": "404", "": "Max retries"}
-FAULTS["/http"] = r"redirects to http://127\.0\.0\.2:9/good, which is not https"
 
 
 @pytest.mark.parametrize("path", FAULTS)
@@ -89,8 +88,6 @@ def test_a_zip_that_is_there_is_unpacked_beside_itself(tmp_path: Path, given: st
         assert found == tmp_path / "My films/FracAtlas"
         assert files_in(found) == FILES
     assert fetch_dataset(tmp_path, NOWHERE, "") == found  # two levels too high
-    with pytest.raises(InputError, match=r"neither a folder nor a \.zip"):
-        fetch_dataset(next(found.rglob("*.jpg")), NOWHERE, "")
 
 
 UNPACKED = {

@@ -164,11 +164,3 @@ def test_what_changes_no_result_may_change_and_older_checkpoints_serve() -> None
     flags = [f"--{name}={value}" for name, value in values.items() if name not in Config.unused]
     train.main(["--resume", "older", *flags])
     assert files_in(older) == before
-
-
-@pytest.mark.parametrize("damage", [b"{", b"\xff"])
-def test_a_damaged_history_is_refused_in_one_line(tmp_path: Path, damage: bytes) -> None:
-    assert read_history(tmp_path) == []
-    (tmp_path / "history.jsonl").write_bytes(b'{"epoch": 1}\n' + damage)
-    line = run_expecting_error(lambda _: read_history(tmp_path))
-    assert line.startswith(f"{tmp_path}/history.jsonl: damaged")
