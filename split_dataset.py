@@ -9,13 +9,13 @@ pixels, and all of them if their labels differ. Near-copies share a split. manif
 became of each file. The same files and seed give the same split on every machine.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jsonargparse import Namespace
 
-from fracture.cli import InputError, escape_controls, run_script
+from fracture.cli import InputError, run_script
 from fracture.config import SplitConfig
 from fracture.settings import parse_settings, settings_parser
 
@@ -64,14 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def print_flow(rows: Sequence[Row]) -> None:
     """Files found, excluded and why, and kept, as CLAIM 2024 and TRIPOD+AI ask."""
     print(f"files found{len(rows):12,}")
-    names = defaultdict(list)
-    for row in (row for row in rows if row.split == "excluded"):
-        names[row.reason.split()[0].strip(":")].append(escape_controls(Path(row.image).name))
-    for reason, found in names.items():
-        more = ", ..." if len(found) > 2 else ""
-        print(f"  {reason:13}{len(found):8,}  {', '.join(found[:2])}{more}")
-    if decided := [escape_controls(Path(r.image).name) for r in rows if "label:" in r.reason]:
-        print(f"label decided{len(decided):10,}  {decided[0]}, see {FILE_NAME}")
+    reasons = Counter(row.reason.split()[0] for row in rows if row.split == "excluded")
+    for reason, count in reasons.items():
+        print(f"  {reason.strip(':'):13}{count:8,}")
+    if decided := sum("label:" in row.reason for row in rows):
+        print(f"label decided{decided:10,}")
     sizes = Counter(row.group for row in rows if row.split != "excluded").values()
     near = [size for size in sizes if size > 1]
     print(f"kept{sum(sizes):19,}  {sum(near)} of them in {len(near)} groups of near-copies")

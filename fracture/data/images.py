@@ -24,11 +24,6 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above this and refuses 
 # A file's fault is reported beside its name, so the decoders need not report it too.
 warnings.filterwarnings("ignore", module=r"PIL\.|pydicom\.")
 
-# Damaged bytes lead Pillow to a dozen kinds of error, without a common parent. Truncated files must
-# fail too: LOAD_TRUNCATED_IMAGES would fill them up with grey, which in FracAtlas gives the label
-# away.
-IMAGE_ERRORS = Exception
-
 # A film: the path of a file, its content, a Pillow image, or an array of grey levels or colours.
 Source = str | Path | bytes | Image.Image | np.ndarray
 
@@ -51,7 +46,11 @@ class ImageReport:
 
 
 def scan_image(path: Path) -> ImageReport:
-    """Decode a file fully: `open()` and `verify()` accept FracAtlas' truncated JPEGs."""
+    """Decode a file fully: `open()` and `verify()` accept FracAtlas' truncated JPEGs.
+
+    Those must fail. LOAD_TRUNCATED_IMAGES would fill them up with grey, which in FracAtlas gives
+    the label away.
+    """
     digest = ""
     if path.name.startswith("."):
         return ImageReport(error="hidden file")
@@ -59,7 +58,7 @@ def scan_image(path: Path) -> ImageReport:
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         grey = read_grey(content)
-    except IMAGE_ERRORS as error:
+    except Exception as error:  # damaged bytes lead Pillow to a dozen kinds, without a parent
         return ImageReport(digest, error=describe(error))
     pixels = hashlib.sha256(f"{grey.size}".encode() + grey.tobytes()).hexdigest()
     thumbnail = grey.resize((96, 96), Image.Resampling.BOX, box=content_box(grey))
@@ -113,7 +112,7 @@ def read_grey(source: Source, at_least: int = 0) -> Image.Image:
         at_least: a JPEG may be decoded smaller, down to this many pixels a side; 0: full size.
 
     Raises:
-        IMAGE_ERRORS: it is not a complete image.
+        Exception: it is not a complete image; of many kinds.
     """
     if isinstance(source, np.ndarray):
         source = Image.fromarray(source)
@@ -155,7 +154,7 @@ def load_image(source: Source, size: int, fit: Fit) -> np.ndarray:
             "letterbox" keeps them and pads with black.
 
     Raises:
-        IMAGE_ERRORS: it is not a complete image.
+        Exception: it is not a complete image; of many kinds.
     """
     grey = read_grey(source, at_least=2 * size)  # twice: then the resize sets the quality
     if fit == "squash":
@@ -180,7 +179,7 @@ def load_or_explain(
             if hashlib.sha256(source).hexdigest() != digest:
                 raise ValueError("changed since the split was made")
         return torch.from_numpy(load_image(source, size, fit)), ""
-    except IMAGE_ERRORS as error:
+    except Exception as error:  # as in `scan_image`
         return torch.zeros(size, size, dtype=torch.uint8), describe(error)
 
 

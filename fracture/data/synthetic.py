@@ -1,15 +1,15 @@
 """Draw a stand-in for FracAtlas: radiograph-like images made by code, nothing medical.
 
-`python -m fracture.data.synthetic` draws 400 images, 112 Fractured and 288 Non_fractured, in
+`python -m fracture.data.synthetic FOLDER` draws 400 images, 112 Fractured and 288 Non_fractured, in
 FracAtlas' own layout, sizes and modes and with its defects (`add_defects`). All anatomy is one
 shape, a tapered tube; bones.yaml says where the tubes lie. A ray at distance d from the axis of a
 bone of radius R crosses 2 * sqrt(R^2 - d^2) cm of it; taking the medullary canal away leaves the
 bright cortical edges of a radiograph.
 """
 
-import argparse
 import csv
 import json
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -242,9 +242,4 @@ def draw_data_set(root: Path, count: int = 400, seed: int = 42) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    where = "folder to make (default %(default)s); left alone if it exists"
-    parser.add_argument("root", nargs="?", type=Path, default="data/demo/FracAtlas", help=where)
-    root = parser.parse_args().root
-    if not root.exists():
-        draw_data_set(root)
+    draw_data_set(Path(sys.argv[1]))

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 from fracture.atomic import atomic_write
-from fracture.cli import InputError, one_line
+from fracture.cli import InputError
 from fracture.config import Config, shareable
 from fracture.models.backbone import FeatureSpec
 from fracture.models.weights import load_tensors
@@ -88,28 +88,3 @@ def check_provenance(folder: Path, then: dict[str, Any], now: dict[str, Any]) ->
         if before[name] != current[name]:
             begun = f"but the run began with {before[name]}"
             raise InputError(f"{folder}: {name} is {current[name]}, {begun}")
-
-
-def load_training_state(
-    state: dict[str, Any],
-    head: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    others: dict[str, Stateful],
-    folder: Path,
-) -> None:
-    """Load a run's last.pt into its head, its optimizer and its other parts by name.
-
-    Raises:
-        InputError: it was written by another head or optimizer.
-    """
-    saved, options = state["optimizer"], [group.keys() for group in optimizer.param_groups]
-    try:
-        head.load_state_dict(state["head"])
-        if [group.keys() for group in saved["param_groups"]] != options:
-            raise ValueError("another optimizer has written it")
-        optimizer.load_state_dict(saved)
-        for name, part in others.items():
-            part.load_state_dict(state[name])
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = one_line(error)[:120]
-        raise InputError(f"{folder / 'last.pt'}: {reason}; undo the edit, or train anew") from error

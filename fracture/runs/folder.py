@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 
 from fracture.atomic import atomic_write, lock
-from fracture.cli import InputError
+from fracture.cli import InputError, one_line
 from fracture.config import RUNS, Config, shareable
 from fracture.distributed import RANK
 from fracture.runs import checkpoint
@@ -109,9 +109,6 @@ class Run:
             if self.best:
                 values = [f"{_title(name)} {value:.4f}" for name, value in self.best.items()]
                 print(f"\nbest epoch {self.best['epoch']}: {', '.join(values[2:])}")
-                least = min(epoch["val_loss"] for epoch in self.history)
-                if self.history[-1]["val_loss"] > 2 * least:
-                    print(f"after its least, {least:.4f}, the validation loss doubled: lower --lr?")
             print(f"next: python infer.py --run {self.folder.name}")
         elif issubclass(kind, Exception) and not self.history:
             shutil.rmtree(self.folder)
@@ -125,9 +122,22 @@ class Run:
             head: what best.pt is to hold.
             optimizer: of any kind.
             others: whatever else an epoch changes, by name.
+
+        Raises:
+            InputError: the run was trained with another head or optimizer.
         """
-        if self.state["epoch"]:
-            checkpoint.load_training_state(self.state, head, optimizer, others, self.folder)
+        if self.state["epoch"] == 0:
+            return
+        saved, options = self.state["optimizer"], [g.keys() for g in optimizer.param_groups]
+        parts = {"head": head, "optimizer": optimizer, **others}
+        try:
+            if [group.keys() for group in saved["param_groups"]] != options:
+                raise ValueError("another optimizer has written it")
+            for name, part in parts.items():
+                part.load_state_dict(self.state[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            file, reason = self.folder / "last.pt", one_line(error)[:120]
+            raise InputError(f"{file}: {reason}; undo the edit, or train anew") from error
 
     def epochs(self) -> Iterator[int]:
         """The epochs that are left."""

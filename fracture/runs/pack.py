@@ -15,12 +15,12 @@ from pathlib import Path
 from safetensors.torch import save
 
 from fracture.atomic import atomic_write
-from fracture.cli import InputError, run_script
+from fracture.cli import run_script
 from fracture.runs.checkpoint import PACKED, load_best
 from fracture.runs.find import find_run
 
 
-def pack(run: Path, folder: Path) -> Path:
+def pack(run: Path, folder: Path) -> None:
     """Write the packed run into a folder, which is made if it is not there.
 
     Raises:
@@ -37,15 +37,8 @@ def pack(run: Path, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / PACKED) as new:
         new.write_bytes(save(weights, {"checkpoint": json.dumps(content)}))
-    return folder / PACKED
-
-
-def main() -> None:
-    if len(sys.argv) != 3:
-        raise InputError("usage: python -m fracture.runs.pack RUN FOLDER")
-    file = pack(find_run(sys.argv[1]), Path(sys.argv[2]))
-    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB; python infer.py --run {file.parent}/")
+        print(f"{folder / PACKED}: {new.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(lambda: pack(find_run(sys.argv[1]), Path(sys.argv[2])))
