@@ -143,4 +143,4 @@ def load_tensors(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # about pickles that torch did not write
             return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # damaged bytes lead torch to nine kinds of error
-        raise InputError(f"{path}: damaged, or not written by torch.save") from error
+        raise InputError(f"{path}: damaged, or of another program") from error

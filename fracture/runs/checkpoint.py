@@ -61,14 +61,17 @@ def load_best(run: Path) -> dict[str, Any]:
     """A run's best epoch, from its best.pt or from what pack.py made of it.
 
     Raises:
-        InputError: there is neither, or it is damaged.
+        InputError: there is neither, or it is damaged, or another program's.
     """
     file = run / PACKED
     if not file.is_file():
         return load_checkpoint(run / "best.pt")
     head = load_tensors(file)
     with safe_open(file, "pt") as tensors:
-        return json.loads(tensors.metadata()["checkpoint"]) | {"head": head}
+        metadata = tensors.metadata() or {}
+    if "checkpoint" not in metadata:
+        raise InputError(f"{file}: the model of another program")
+    return json.loads(metadata["checkpoint"]) | {"head": head}
 
 
 def check_provenance(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None:

@@ -109,9 +109,15 @@ class Run:
             if self.best:
                 values = [f"{_title(name)} {value:.4f}" for name, value in self.best.items()]
                 print(f"\nbest epoch {self.best['epoch']}: {', '.join(values[2:])}")
+                least = min(epoch["val_loss"] for epoch in self.history)
+                if self.history[-1]["val_loss"] > 2 * least:
+                    print(f"after its least, {least:.4f}, the validation loss doubled: lower --lr?")
             print(f"next: python infer.py --run {self.folder.name}")
         elif issubclass(kind, Exception) and not self.history:
             shutil.rmtree(self.folder)
+        elif issubclass(kind, KeyboardInterrupt):
+            again = f"python {self.config.script} --resume {self.folder.name}"
+            print(f"\nwhat is done is kept; to go on: {again}")
 
     def load_state(
         self, head: nn.Module, optimizer: torch.optim.Optimizer, **others: checkpoint.Stateful

@@ -120,7 +120,7 @@ def test_without_any_run_the_model_that_comes_along_judges(
     assert said.endswith(capsys.readouterr().out)
 
 
-def test_a_damaged_or_edited_model_is_told_in_a_line(films: list[str]) -> None:
+def test_a_damaged_or_foreign_model_is_told_in_a_line(films: list[str]) -> None:
     file = Path("odd", PACKED)
     file.parent.mkdir()
 
@@ -129,7 +129,9 @@ def test_a_damaged_or_edited_model_is_told_in_a_line(films: list[str]) -> None:
 
     assert told() == "odd/best.pt: no such file; the run did not finish an epoch"
     file.write_bytes((BOXED / PACKED).read_bytes()[:-5])
-    assert told().startswith(f"{file}: damaged")
+    assert told() == f"{file}: damaged, or of another program"
+    save_file({"weight": np.ones(3, np.float32)}, file)
+    assert told() == f"{file}: the model of another program"
     weights = load_file(BOXED / PACKED)
     weights.popitem()
     with safe_open(BOXED / PACKED, "np") as tensors:
