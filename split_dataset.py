@@ -54,14 +54,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = make_splits(rows, config)
     write_splits(splits, data_root, config, overwrite=options.force)
 
-    print_flow(rows)
+    print_flow(rows, "near-copies" if config.groups is None else "films that belong together")
     print_sizes(splits, config.positive_class)
     print(f"\nsplit in {split_dir}; {FILE_NAME} there says what became of each file")
     files = "".join(f" --config {file}" for file in options.config or [])
     print(f"next: python train.py{files} --split_dir {split_dir / next(iter(splits))}")
 
 
-def print_flow(rows: Sequence[Row]) -> None:
+def print_flow(rows: Sequence[Row], related: str) -> None:
     """Files found, excluded and why, and kept, as CLAIM 2024 and TRIPOD+AI ask."""
     print(f"files found{len(rows):12,}")
     reasons = Counter(row.reason.split()[0] for row in rows if row.split == "excluded")
@@ -71,7 +71,7 @@ def print_flow(rows: Sequence[Row]) -> None:
         print(f"label decided{decided:10,}")
     sizes = Counter(row.group for row in rows if row.split != "excluded").values()
     near = [size for size in sizes if size > 1]
-    print(f"kept{sum(sizes):19,}  {sum(near)} of them in {len(near)} groups of near-copies")
+    print(f"kept{sum(sizes):19,}  {sum(near)} of them in {len(near)} groups of {related}")
 
 
 def print_sizes(splits: Mapping[str, Sequence[Row]], positive: str) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -35,6 +35,9 @@ Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
 LITE = ("--backbone", "efficientnet-lite0")
 MAINS = {f"{script.__name__}.py": script.main for script in (split_dataset, train, finetune, infer)}
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.conftest"])
 
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
@@ -156,13 +159,23 @@ def fork(cwd: Path, work: Callable[[], object]) -> BaseProcess:
 
 
 def fork_script(cwd: Path, script: str, *arguments: str) -> BaseProcess:
-    """Begin a script with its arguments in a copy of this process."""
+    """Begin a script with its arguments in a copy of a process that has only imported.
 
-    def work() -> None:
-        sys.argv = [script]
+    A copy of this process could wait forever for a lock that one of its threads had.
+    """
+    for name in ("output.txt", "errors.txt"):
+        (cwd / name).write_text("")
+    process = SERVER.Process(target=begin_script, args=(cwd, script, arguments))
+    process.start()
+    return process
+
+
+def begin_script(cwd: Path, script: str, arguments: Sequence[str]) -> None:
+    os.chdir(cwd)
+    sys.argv = [script]
+    with Path("output.txt").open("w", 1) as sys.stdout, Path("errors.txt").open("w", 1) as errors:
+        sys.stderr = errors
         run_script(lambda: MAINS[script]([*arguments]))
-
-    return fork(cwd, work)
 
 
 def forget_the_project() -> None:
