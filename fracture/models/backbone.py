@@ -160,8 +160,8 @@ def configured_spec(config: Config, precision: str) -> FeatureSpec:
     Raises:
         InputError: there is no such backbone, or no such weights.
     """
+    own = architecture(config.backbone).image_size  # first: it names the nearest backbone
     weights = find_weights(config.backbone, config.weights, config.seed)
-    own = architecture(config.backbone).image_size
     if weights.path is None and RANK == 0:
         print("WARNING: the backbone's weights are random: good for timing, not for results")
     elif own and own != config.image_size and RANK == 0:

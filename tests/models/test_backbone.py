@@ -8,9 +8,17 @@ import torch
 from torch import nn
 
 from fracture.cli import InputError
-from fracture.models.backbone import EFFICIENTNETS, LITE, Backbone, FeatureSpec, architecture
+from fracture.models.backbone import (
+    EFFICIENTNETS,
+    LITE,
+    Backbone,
+    FeatureSpec,
+    architecture,
+    configured_spec,
+)
 from fracture.models.weights import find_weights
 from tests.conftest import random_network, run_expecting_error
+from train import arguments
 
 B0, B6 = "efficientnet-b0", "efficientnet-b6"
 
@@ -78,7 +86,8 @@ def test_the_width_of_every_backbone_is_known_without_building_it(name: str) -> 
 def test_an_unknown_backbone_is_told_which_are_known_and_the_nearest() -> None:
     line = run_expecting_error(lambda argv: architecture(*argv), "resnet50")
     assert line.startswith("backbone is 'resnet50'; allowed: efficientnet-b0, efficientnet-b1, ")
-    line = run_expecting_error(lambda argv: architecture(*argv), "efficientnet_b0")
+    flags = "--backbone", "efficientnet_b0"
+    line = run_expecting_error(lambda argv: configured_spec(arguments(argv)[0], "float32"), *flags)
     assert line.startswith("backbone is 'efficientnet_b0'; did you mean 'efficientnet-b0'? allowed")
 
 
