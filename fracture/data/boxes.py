@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fracture.cli import InputError
+from fracture.cli import InputError, one_line
 from fracture.config import FinetuneConfig, Fit
 from fracture.data.manifest import Row, source_of
 
@@ -32,18 +32,27 @@ class FilmBoxes:
 
 
 def read_boxes(data_root: Path) -> dict[str, FilmBoxes]:
-    """The boxes of each film that has some, by file name; empty if the data set has no boxes."""
+    """The boxes of each film that has some, by file name; empty if the data set has no boxes.
+
+    Raises:
+        InputError: the file is there, but is not FracAtlas' own, or a box lies outside its film.
+    """
     file = Path(str(data_root).removesuffix(".zip"), FILE)  # in an older split's record
     films: dict[str, FilmBoxes] = {}
     if not file.is_file():
         return films
-    coco = json.loads(file.read_text())
-    images = {image["id"]: image for image in coco["images"]}
-    for annotation in coco["annotations"]:
-        image, (left, top, width, height) = images[annotation["image_id"]], annotation["bbox"]
-        w, h = image["width"], image["height"]  # of the original film, which may be larger
-        box = np.array([(left / w, top / h), ((left + width) / w, (top + height) / h)])
-        films.setdefault(image["file_name"], FilmBoxes((w, h))).boxes.append(box)
+    try:
+        coco = json.loads(file.read_text())
+        images = {image["id"]: image for image in coco["images"]}
+        for annotation in coco["annotations"]:
+            image, (left, top, width, height) = images[annotation["image_id"]], annotation["bbox"]
+            w, h = image["width"], image["height"]  # of the original film, which may be larger
+            box = np.array([(left / w, top / h), ((left + width) / w, (top + height) / h)])
+            if not ((box > -0.01) & (box < 1.01) & (box[0] < box[1])).all():
+                raise ValueError(f"{image['file_name']} has a box outside the film")
+            films.setdefault(image["file_name"], FilmBoxes((w, h))).boxes.append(box)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: damaged ({one_line(error)}); mend or remove it") from error
     return films
 
 

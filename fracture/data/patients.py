@@ -64,8 +64,11 @@ def find_patients(rows: Sequence[Row], source: str, data_root: Path) -> dict[str
     try:
         with Path(source).open(newline="", encoding="utf-8-sig") as file:
             table = {line["image"]: line["group"] for line in csv.DictReader(file)}
-    except KeyError as error:
+    except (KeyError, ValueError, csv.Error) as error:
         raise InputError(f"groups: {source} needs the columns image and group") from error
+    except OSError as error:
+        hint = "allowed: a table, folder or patient_id"
+        raise InputError(f"groups: {source}: {error.strerror}; {hint}") from error
     films: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         films[row.image].add(row.image)

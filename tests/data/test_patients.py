@@ -71,9 +71,12 @@ def test_one_folder_a_patient(tmp_path: Path) -> None:
     [
         ("image,patient\n1.jpg,a\n", "needs the columns image and group"),
         ("image,group\nother.jpg,a\n", "it gives none of the 40 films a group"),
+        (None, "No such file or directory; allowed: a table, folder or patient_id"),
     ],
 )
-def test_a_wrong_table_is_told_in_a_line(tmp_path: Path, text: str, said: str) -> None:
-    (table := tmp_path / "t.csv").write_text(text)
+def test_a_wrong_table_is_told_in_a_line(tmp_path: Path, text: str | None, said: str) -> None:
+    table = tmp_path / "t.csv"
+    if text:
+        table.write_text(text)
     line = run_expecting_error(lambda _: join_patients(ROWS, str(table), tmp_path))
     assert said in line

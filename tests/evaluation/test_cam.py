@@ -97,6 +97,12 @@ def test_boxes_are_shares_of_the_original_film(tmp_path: Path) -> None:
     assert (mask[2:4, 4:8].sum(), mask[:, :2].sum(), mask.sum()) == (8, 16, 24)
 
 
+@pytest.mark.parametrize("content", [[], coco("a") | {"images": []}, coco("a", width=0)])
+def test_a_damaged_file_of_boxes_is_told_in_a_line(content: object, tmp_path: Path) -> None:
+    write_boxes(tmp_path, content)
+    assert f"{boxes.FILE}: damaged (" in run_expecting_error(lambda _: boxes.read_boxes(tmp_path))
+
+
 def test_localisation_is_scored_beside_what_chance_gives() -> None:
     heat = np.full((10, 10), logit(0.1))
     heat[1, 1] = logit(0.9)
