@@ -50,11 +50,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote.
 
     Raises:
-        InputError: there is no such file, or it is damaged.
+        InputError: there is no such file, or it is damaged, or another program's.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; the run did not finish an epoch")
-    return load_tensors(path)
+    return _of_a_run(load_tensors(path), path)
 
 
 def load_best(run: Path) -> dict[str, Any]:
@@ -69,9 +69,13 @@ def load_best(run: Path) -> dict[str, Any]:
     head = load_tensors(file)
     with safe_open(file, "pt") as tensors:
         metadata = tensors.metadata() or {}
-    if "checkpoint" not in metadata:
+    return _of_a_run(json.loads(metadata.get("checkpoint", "{}")) | {"head": head}, file)
+
+
+def _of_a_run(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    if "recipe" not in content:
         raise InputError(f"{file}: the model of another program")
-    return json.loads(metadata["checkpoint"]) | {"head": head}
+    return content
 
 
 def check_provenance(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None:

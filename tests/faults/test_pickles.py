@@ -23,7 +23,7 @@ class Malicious:
 
 BAD = [pickle.dumps({"head": Malicious()}, protocol) for protocol in (0, 2, 4)]
 BAD += [b"", b"text\n" * 99, bytes(9999)]
-for content in ({"head": Malicious()}, Malicious(), torch.ones(3), [1, 2]):
+for content in ({"head": Malicious()}, Malicious(), torch.ones(3), [1, 2], {}, {"head": 1}):
     torch.save(content, buffer := io.BytesIO())
     BAD.append(buffer.getvalue())
 BAD.append(BAD[6][:-1])
