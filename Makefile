@@ -1,7 +1,7 @@
-# make demo    the whole job on drawn radiographs: environment, data, split, training, test
-# make test    environment, ruff, mypy, pytest
-# make pictures   draws the README's pictures anew, with chromium
-# make soak    all tests, the slow ones too, and those of faults many times over
+# make demo      the whole job on drawn radiographs: environment, data, split, training, test
+# make test      environment, ruff, mypy, pytest
+# make soak      all tests, the slow ones too, and those of faults many times over
+# make pictures  draw the README's pictures anew, with chromium
 
 # Where this is set, Python compiles torch anew in every process: 13 s of import instead of 3 s.
 unexport PYTHONDONTWRITEBYTECODE

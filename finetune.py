@@ -46,7 +46,7 @@ from fracture.distributed import average_gradients
 from fracture.evaluation.metrics import calibrate, fit_join
 from fracture.features.extract import ImageSpec, cached_images, pick_compute
 from fracture.models.backbone import configured_spec
-from fracture.models.detector import HEAD_ALONE, Detector, join_scores, predict_scores
+from fracture.models.detector import HEAD_ALONE, Detector, join_scores, pooled_maps, predict_scores
 from fracture.models.familiar import fit_familiar
 from fracture.runs.checkpoint import provenance
 from fracture.runs.folder import Run
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             metrics = {"epoch": epoch, "train_loss": train_loss}
             metrics |= validate(logits, val.labels, cross_entropy)
             chosen = calibrate(logits, val.labels, positive) | {"join": join}
-            _, known = predict_scores(average, train.features[::8])  # an eighth is enough
+            known = pooled_maps(average, train.features[::8])  # an eighth is enough
             chosen["familiar"] = fit_familiar(known, seen)
             run.save_epoch(metrics, average, optimizer, chosen, **others)
 

@@ -139,43 +139,34 @@ def run_process(
     )  # fmt: skip
 
 
-def fork(cwd: Path, work: Callable[[], object]) -> BaseProcess:
-    """Begin some work in a copy of this process, whose imports would take a new one seconds.
+def fork(cwd: Path, work: Callable[..., object], *given: object) -> BaseProcess:
+    """Begin a module's function in a copy of a process that has only imported, which takes long.
 
-    What it prints goes to output.txt and errors.txt.
-    """
-
-    output, errors = ((cwd / name).open("w", buffering=1) for name in ("output.txt", "errors.txt"))
-
-    def begin() -> None:
-        os.chdir(cwd)
-        sys.stdout, sys.stderr = output, errors
-        work()
-
-    process = multiprocessing.get_context("fork").Process(target=begin)
-    with output, errors:
-        process.start()
-    return process
-
-
-def fork_script(cwd: Path, script: str, *arguments: str) -> BaseProcess:
-    """Begin a script with its arguments in a copy of a process that has only imported.
-
-    A copy of this process could wait forever for a lock that one of its threads had.
+    What it prints goes to output.txt and errors.txt. This process itself is not copied: the copy
+    could wait forever for a lock that one of its threads had.
     """
     for name in ("output.txt", "errors.txt"):
         (cwd / name).write_text("")
-    process = SERVER.Process(target=begin_script, args=(cwd, script, arguments))
+    process = SERVER.Process(target=_begin, args=(cwd, work, given))
     process.start()
     return process
 
 
-def begin_script(cwd: Path, script: str, arguments: Sequence[str]) -> None:
+def _begin(cwd: Path, work: Callable[..., object], given: Sequence[object]) -> None:
     os.chdir(cwd)
-    sys.argv = [script]
     with Path("output.txt").open("w", 1) as sys.stdout, Path("errors.txt").open("w", 1) as errors:
         sys.stderr = errors
-        run_script(lambda: MAINS[script]([*arguments]))
+        work(*given)
+
+
+def fork_script(cwd: Path, script: str, *arguments: str) -> BaseProcess:
+    """Begin a script with its arguments, as `fork` does."""
+    return fork(cwd, run_main, script, arguments)
+
+
+def run_main(script: str, arguments: Sequence[str]) -> None:
+    sys.argv = [script]
+    run_script(lambda: MAINS[script]([*arguments]))
 
 
 def forget_the_project() -> None:
@@ -231,7 +222,7 @@ def random_network(name: str, pixels: torch.Tensor, path: Path) -> Any:
 def b6_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """EfficientNet-B6 with RANDOM weights, as a file that the setting `weights` takes."""
     path = tmp_path_factory.mktemp("weights") / "random-b6.pth"
-    random_network("efficientnet-b6", torch.randn(8, 3, 96, 96), path)
+    random_network("efficientnet-b6", torch.randn(8, 3, 224, 224), path)
     return path
 
 

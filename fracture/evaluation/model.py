@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from fracture.config import BOXED, Fit, run_folder
@@ -15,7 +14,7 @@ from fracture.data.boxes import to_film
 from fracture.data.dicom import caution
 from fracture.data.images import ImageFiles, Source, read_grey
 from fracture.evaluation.cam import MARK, draw_boxes, find_marks, judge, overlay, probabilities
-from fracture.features.extract import Compute
+from fracture.features.extract import Compute, pick_device
 from fracture.models.classifier import Classifier, load_classifier
 from fracture.runs.checkpoint import load_best
 
@@ -124,9 +123,8 @@ def load_model(source: str | Path | None = None, device: str = "auto", workers: 
         workers: processes that decode films; 0: this one.
 
     Raises:
-        InputError: there is no such model, or it is damaged.
+        InputError: there is no such model, or it is damaged, or there is no such device.
     """
     folder = BOXED if source is None else run_folder(str(source))
-    device = "cuda" if device == "auto" and torch.cuda.is_available() else device
-    compute = Compute(torch.device(device.replace("auto", "cpu")), "float32", workers)
+    compute = Compute(pick_device(device), "float32", workers)
     return Model(load_classifier(load_best(folder), "", compute.precision), compute)

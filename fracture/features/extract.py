@@ -87,6 +87,19 @@ class Compute:
     workers: int
 
 
+def pick_device(wanted: str) -> torch.device:
+    """Of auto, cpu or cuda: auto is a GPU if there is one.
+
+    Raises:
+        InputError: a GPU is asked for and there is none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if wanted == "cuda" and not has_gpu:
+        raise InputError("device is 'cuda', but torch sees no GPU here; allowed: auto, cpu")
+    gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return torch.device(gpu if has_gpu and wanted != "cpu" else "cpu")
+
+
 def pick_compute(config: Config) -> Compute:
     """Resolve "auto": a GPU if there is one, bfloat16 where it has it, a decoder for every core.
 
@@ -95,11 +108,7 @@ def pick_compute(config: Config) -> Compute:
     Raises:
         InputError: a GPU is asked for and there is none.
     """
-    has_gpu = torch.cuda.is_available()
-    if config.device == "cuda" and not has_gpu:
-        raise InputError("device is 'cuda', but torch sees no GPU here; allowed: auto, cpu")
-    gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    device = torch.device(gpu if has_gpu and config.device != "cpu" else "cpu")
+    device = pick_device(config.device)
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     best = "bfloat16" if fast else "float32"
     precision = best if config.precision == "auto" else config.precision

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -129,15 +129,26 @@ class DetectorSpec(FeatureSpec):
         return super().cache_key() | {"trained": trained, "mirror": self.network.mirror}
 
 
-@torch.inference_mode()
 def predict_scores(network: Detector, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """(N, H, W) uint8 images to their `image_scores` and their pooled maps, in eval mode."""
+    outputs, pooled = _in_batches(network, network.observe, images)
+    return image_scores(outputs, network.positive), pooled.double().numpy()
+
+
+def pooled_maps(network: Detector, images: torch.Tensor) -> np.ndarray:
+    """The pooled maps alone, in half the time: they need no mirror image."""
+    return _in_batches(network, network.judge, images)[1].double().numpy()
+
+
+@torch.inference_mode()
+def _in_batches(
+    network: Detector, see: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], images: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
     network.eval()
     device, hidden = next(network.parameters()).device, RANK > 0 or None
     batches = tqdm(images.split(BATCH), desc="validation", leave=False, disable=hidden)
-    parts = zip(*(network.observe(batch.to(device)) for batch in batches), strict=True)
-    outputs, pooled = (torch.cat(part).cpu() for part in parts)
-    return image_scores(outputs, network.positive), pooled.double().numpy()
+    parts = zip(*(see(batch.to(device)) for batch in batches), strict=True)
+    return tuple(torch.cat(part).cpu() for part in parts)
 
 
 def image_scores(outputs: torch.Tensor, positive: int) -> np.ndarray:

@@ -51,7 +51,7 @@ def test_an_edit_in_one_place_will_do(diff: str, trained_project: Path, tmp_path
     arguments = [f"--split_dir={trained_project}/data/split", "--epochs=4"]
     arguments += RESNET if diff == BACKBONE else LITE
     (tmp_path / "cache").symlink_to(trained_project / "cache")
-    process = fork(tmp_path, lambda: run_copy(tmp_path, arguments))
+    process = fork(tmp_path, run_copy, tmp_path, arguments)
     process.join(120)
     assert process.exitcode == 0, (tmp_path / "errors.txt").read_text()
     assert "resumed after epoch 2 of 4" in (tmp_path / "output.txt").read_text()

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +146,14 @@ def test_data_without_boxes_are_trained_on_with_box_weight_0(place: Path, tmp_pa
     config.write_text(before)
 
 
+def train_as_one_of_two(place: Path, store: str, rank: int, arguments: list[str]) -> None:
+    os.chdir(place)
+    os.environ.update(RANK=f"{rank}", WORLD_SIZE="2")  # as torchrun does
+    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+    forget_the_project()
+    importlib.import_module("finetune").main(arguments)
+
+
 def test_two_processes_average_the_gradient_of_one_on_the_joint_batch(
     place: Path, tmp_path: Path
 ) -> None:
@@ -154,20 +161,13 @@ def test_two_processes_average_the_gradient_of_one_on_the_joint_batch(
     one_step = ["--image_size", "64", "--epochs", "1", "--batch_size", "1000", "--clip", "1e9"]
     one_step += ["--dropout", "0"]  # its draws differ
     finetune.main([*one_step, "--run", "one"])
-
-    def work(rank: int) -> None:
-        os.chdir(place)
-        os.environ.update(RANK=f"{rank}", WORLD_SIZE="2")  # as torchrun does
-        store = f"file://{tmp_path}/store"
-        torch.distributed.init_process_group("gloo", store, rank=rank, world_size=2)
-        forget_the_project()
-        importlib.import_module("finetune").main([*one_step, "--run", "two"])
+    two = [*one_step, "--run", "two"]
 
     folders = [tmp_path / f"rank {rank}" for rank in (0, 1)]
     processes = []
     for rank, folder in enumerate(folders):
         folder.mkdir()
-        processes.append(fork(folder, partial(work, rank)))
+        processes.append(fork(folder, train_as_one_of_two, place, f"{tmp_path}/store", rank, two))
     for process, folder in zip(processes, folders, strict=True):
         process.join(120)
         assert process.exitcode == 0, (folder / "errors.txt").read_text()

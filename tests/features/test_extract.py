@@ -145,9 +145,9 @@ def test_training_on_cached_features_is_the_textbook_loop_over_images(
 ) -> None:
     """EfficientNet-B6: the loop runs the whole network on every image in every epoch."""
     weights = find_weights("efficientnet-b6", str(b6_weights), 0)
-    spec = replace(SPEC, backbone="efficientnet-b6", weights=weights, image_size=96)
+    spec = replace(SPEC, backbone="efficientnet-b6", weights=weights, image_size=224)
     folder.samples, folder.rows = (part[:4] + part[-4:] for part in (folder.samples, folder.rows))
-    folder.size, heads = 96, []
+    folder.size, heads = 224, []
     images = torch.stack([folder[i][0] for i in range(8)])
     cached = cached_features([folder], spec, tmp_path, CPU)[0]
     whole = spec.build(CPU.device)

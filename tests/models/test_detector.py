@@ -1,18 +1,25 @@
 """The whole network: all of it learns, and its map is fine where the backbone allows it."""
 
+import numpy as np
 import pytest
 import torch
 
 from fracture.models.backbone import FeatureSpec
-from fracture.models.detector import Detector, image_scores, join_scores
+from fracture.models.detector import (
+    Detector,
+    image_scores,
+    join_scores,
+    pooled_maps,
+    predict_scores,
+)
 from fracture.models.weights import find_weights
 
 WEIGHTS = find_weights("", "none", 0)
 
 
-def detector(name: str, has_map: bool = True) -> Detector:
+def detector(name: str, has_map: bool = True, mirror: bool = False) -> Detector:
     spec = FeatureSpec(name, WEIGHTS, 96, "squash", "float32")
-    return Detector(spec, 1, 0.0, has_map, mirror=False)
+    return Detector(spec, 1, 0.0, has_map, mirror)
 
 
 @pytest.mark.parametrize("name", ["efficientnet-b0", "efficientnet-lite1"])
@@ -40,3 +47,9 @@ def test_the_score_joins_the_head_and_the_hottest_cell() -> None:
     assert scores.tolist() == [[2, 0.5], [-2, -1]]
     logits = join_scores(scores, [0.5, 2, -1], positive=1)
     torch.testing.assert_close(logits, torch.tensor([[0, 1.0], [0, -4]], dtype=torch.float64))
+
+
+def test_pooled_maps_are_those_of_the_scores_without_the_mirror_image() -> None:
+    network = detector("efficientnet-b0", mirror=True)
+    images = torch.randint(0, 255, (3, 96, 96), dtype=torch.uint8)
+    assert np.array_equal(pooled_maps(network, images), predict_scores(network, images)[1])
