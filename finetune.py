@@ -116,7 +116,7 @@ def add_to_step(
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, options = arguments(argv)
-    # Validate inputs before slow work.
+    # Whatever can be refused is refused before the slow part.
     compute = pick_compute(config)
     folders = open_split(config, "train", "val")
     positive = folders[0].classes.index(config.positive_class)
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             metrics = {"epoch": epoch, "train_loss": train_loss}
             metrics |= validate(logits, val.labels, cross_entropy)
             chosen = calibrate(logits, val.labels, positive) | {"join": join}
-            known = pooled_maps(average, train.features[::8])  # an eighth is enough
+            known = pooled_maps(average, train.features[::8])  # an eighth of them is enough
             chosen["familiar"] = fit_familiar(known, seen)
             run.save_epoch(metrics, average, optimizer, chosen, **others)
 

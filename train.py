@@ -51,18 +51,18 @@ def build_optimizer(head: nn.Module, config: Config) -> torch.optim.Optimizer:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, options = arguments(argv)
-    # Validate inputs before slow work.
+    # Whatever can be refused is refused before the slow part.
     compute = pick_compute(config)
     folders = open_split(config, "train", "val")
     positive = folders[0].classes.index(config.positive_class)
     spec = configured_spec(config, compute.precision)
-    images = (folders, spec, Path(config.cache_dir), compute)
+    passed = (folders, spec, Path(config.cache_dir), compute)
     if RANK > 0:  # torchrun's other processes pass their share of the images, and no more
-        cached_features(*images)
+        cached_features(*passed)
         return
 
     with Run(config, options.resume, provenance(config, spec, folders[0])) as run:
-        train, val = cached_features(*images)
+        train, val = cached_features(*passed)
         # The head's steps are small: one core is fastest, and repeats a run bit for bit.
         torch.set_num_threads(1)
         torch.manual_seed(config.seed)

@@ -55,7 +55,7 @@ class Run:
             return
         mode = pick_mode(config.wandb_mode)
         self.folder = find_run(resume) if resume else new_folder(config)
-        done = len(read_history(self.folder))
+        self.is_new, done = not resume, len(read_history(self.folder))
         if done == read_config(self.folder / "config.yaml").epochs < config.epochs:
             self._become_longer()
         busy = f"{self.folder}: another process is training this run"
@@ -92,7 +92,7 @@ class Run:
         finished, epochs = self.folder, self.config.epochs
         self.config = replace(self.config, run=f"{finished.name}-{epochs}-epochs")
         self.provenance["settings"] = shareable(asdict(self.config))
-        self.folder = new_folder(self.config)
+        self.folder, self.is_new = new_folder(self.config), True
         for name in ("history.jsonl", "best.pt", "last.pt"):
             shutil.copy2(finished / name, self.folder / name)
         print(f"{finished} is finished and stays as it is")
@@ -104,6 +104,7 @@ class Run:
         self.stack.__exit__(kind, *details)
         if RANK > 0:
             return
+        done = len(self.history) - self.state["epoch"]  # epochs of this process
         if kind is None:
             set_latest(self.folder)
             if self.best:
@@ -113,7 +114,7 @@ class Run:
                 if self.history[-1]["val_loss"] > 2 * least:
                     print(f"after its least, {least:.4f}, the validation loss doubled: lower --lr?")
             print(f"next: python infer.py --run {self.folder.name}")
-        elif issubclass(kind, Exception) and not self.history:
+        elif issubclass(kind, Exception) and self.is_new and done == 0:
             shutil.rmtree(self.folder)
         elif issubclass(kind, KeyboardInterrupt):
             again = f"python {self.config.script} --resume {self.folder.name}"

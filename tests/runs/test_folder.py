@@ -148,6 +148,10 @@ def test_another_optimizer_or_head_goes_on_with_no_run(monkeypatch: Patch) -> No
         with monkeypatch.context() as patch:
             patch.setattr(train, name, edited)
             line = refused("--resume", "first")
+            before = files_in(RUNS)
+            longer = refused("--resume", "first", "--epochs", "21")
+        assert files_in(RUNS) == before  # what was begun for the longer run is gone
+        assert longer.endswith("undo the edit, or train anew")
         assert line.startswith("runs/first/last.pt: ")
         assert line.endswith("undo the edit, or train anew")
 
