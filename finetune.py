@@ -1,4 +1,4 @@
-"""Train the whole network, and a map of where the fractures are.
+"""Train the network itself, and a map of where the fractures are.
 
     python finetune.py                    # EfficientNet-Lite0, FracAtlas' boxes
     python finetune.py --init RUN         # start from a run of either script
@@ -67,6 +67,20 @@ def build_loss(config: FinetuneConfig) -> Loss:
     return loss_function
 
 
+def freeze_first(backbone: nn.Module, share: float) -> None:
+    """Let this share of the layers, next to the input, keep their weights.
+
+    They tell edges and textures, which films share with photographs (Yosinski et al., "How
+    transferable are features", NeurIPS 2014), and have the largest maps to go back through.
+    """
+    layers = [p for p in backbone.parameters() if p.ndim > 1]
+    trained = layers[round(share * len(layers)) :]
+    for weight in backbone.parameters():
+        if trained and weight is trained[0]:
+            break
+        weight.requires_grad_(False)
+
+
 def build_optimizer(network: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:
     """AdamW; biases are not decayed."""
     decayed = [p for p in network.parameters() if p.ndim > 1]
@@ -124,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(config.seed)
     has_map = config.box_weight > 0
     network = Detector(spec, positive, config.dropout, has_map, config.mirror).to(compute.device)
+    freeze_first(network.backbone, config.frozen)
     if config.init:
         start_from(config.init, network)
     average = deepcopy(network)

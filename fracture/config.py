@@ -134,6 +134,7 @@ class FinetuneConfig(Config):
     """The settings of finetune.py; recipes/finetune.yaml holds what it adds and changes."""
 
     init: str | None
+    frozen: float
     box_weight: float
     cell_weight: float
     weight_decay: float
@@ -158,6 +159,7 @@ class FinetuneConfig(Config):
             self.check(name, 0 <= getattr(self, name) < float("inf"), "0 or more")
         for name in ("warmup", "label_smoothing", "ema", "zoom", "contrast"):
             self.check(name, 0 <= getattr(self, name) < 1, "0 or more, less than 1")
+        self.check("frozen", 0 <= self.frozen <= 1, "0 to 1")
         for name in ("shift", "brightness"):
             self.check(name, 0 <= getattr(self, name) <= 0.5, "0 to 0.5")
         self.check("turn", 0 <= self.turn <= 180, "0 to 180")

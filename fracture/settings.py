@@ -14,7 +14,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from fracture.cli import InputError, one_line
-from fracture.config import OPERATING_POINTS, AnyConfig, Config, FinetuneConfig, run_folder
+from fracture.config import OPERATING_POINTS, AnyConfig, Config, FinetuneConfig, InferConfig
+from fracture.runs.find import find_run
 
 OPTIONAL = ("run", "init", "groups", "negative_class")  # settings that may have no value
 
@@ -82,10 +83,11 @@ def parse_settings(
         parsed = parser.parse_args(argv)
         flags = {word[2:].partition("=")[0] for word in argv or sys.argv[1:] if word[:2] == "--"}
         if ignored := sorted(flags & kind.unused):
-            advice = "--help lists what it uses"
+            is_run = issubclass(kind, InferConfig)
+            advice = "the run brings its own" if is_run else "--help lists what it uses"
             raise ValueError(f"{kind.script} does not use {ignored[0]!r}; {advice}")
         if parsed.get("resume") and not parsed.config:
-            file = run_folder(parsed.resume) / "config.yaml"
+            file = find_run(parsed.resume) / "config.yaml"
             parsed = parser.parse_args(["--config", str(file), *(argv or sys.argv[1:])])
         for file in parsed.config or []:
             refuse_duplicates(Path(file))

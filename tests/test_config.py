@@ -93,7 +93,7 @@ def test_a_wrong_value_is_refused_by_name(tmp_path: Path, line: str, said: str) 
 @pytest.mark.parametrize(
     ("script", "flag", "said"),
     [
-        (infer, "--lr=1", "infer.py does not use 'lr'"),
+        (infer, "--lr=1", "infer.py does not use 'lr'; the run brings its own"),
         (train, "--folds=5", "train.py does not use 'folds'"),
         (split_dataset, "--epochs=5", "split_dataset.py does not use 'epochs'"),
         (finetune, "--views=[]", "finetune.py does not use 'views'"),

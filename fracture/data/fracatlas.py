@@ -74,8 +74,9 @@ def _class_folders(data_root: Path, positive: str, negative: str | None) -> dict
             print(f"{images}: not a class of FracAtlas, left out: {', '.join(others)}")
         return {path: name for path, name in found.items() if name in CLASSES}
     if len(found) != 2:
-        hint = "--negative_class NAME sets one against the rest, or pass another --data_root"
-        raise InputError(f"{images}: {len(found)} class folders, two are needed; {hint}")
+        here = ", ".join(sorted(found.values())[:5]) or "none"
+        hint = "pass another --data_root, or --negative_class NAME to set one against the rest"
+        raise InputError(f"{images}: two class folders are needed, here are: {here}; {hint}")
     return found
 
 

@@ -239,6 +239,7 @@ def draw_data_set(root: Path, count: int = 400, seed: int = 42) -> None:
         (new / FILE).parent.mkdir(parents=True)
         (new / FILE).write_text(json.dumps(coco))
         publish(new, root)
+    print(f"{count} drawn radiographs in {root}")
 
 
 if __name__ == "__main__":

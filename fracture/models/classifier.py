@@ -196,6 +196,8 @@ def _load(module: AnyModule, weights: dict[str, Any]) -> AnyModule:
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        reason = one_line(error)[:100]
-        raise InputError(f"models/head.py makes another head than the run's: {reason}") from error
+        hint = f"undo the edit, or train again ({one_line(error)[:80]} ...)"
+        raise InputError(
+            f"fracture/models/ makes another network than the run's; {hint}"
+        ) from error
     return module.requires_grad_(False).eval()

@@ -25,7 +25,7 @@ MAP_WIDTH = 64  # channels in which the coarse and the fine feature maps meet
 class Detector(nn.Module):
     """Images to two logits, and one log-odds for each cell of a map: does a fracture box touch it?
 
-    All of it is trained. An EfficientNet's BatchNorms are fused into its convolutions: their
+    All of it can be trained. An EfficientNet's BatchNorms are fused into its convolutions: their
     statistics stay as they are, and a step on a CPU is faster. Those of a network of timm's keep
     their statistics too, as the backbone is always in eval mode.
 

@@ -61,7 +61,9 @@ def find_weights(name: str, weights: str, seed: int) -> Weights:
     own = Path(weights), f"file {Path(weights).name}"
     path, source = _published(name, weights) if published else own
     if not path.is_file():
-        raise InputError(f"weights: {weights}: no such file; or: imagenet, advprop, none")
+        raise InputError(
+            f"weights: {weights}: no such file; imagenet, advprop and none need no file"
+        )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     # Most publishers write the beginning of the sha256 into the name: ...-b6-c76e70fd.pth.
     if published and "-" in path.stem and not digest.startswith(path.stem.rsplit("-", 1)[1]):

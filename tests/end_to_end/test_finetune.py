@@ -13,6 +13,7 @@ from PIL import Image
 import finetune
 import infer
 from fracture.data import boxes
+from fracture.models.backbone import configured_spec
 from fracture.models.detector import Detector
 from fracture.runs.checkpoint import load_checkpoint
 from fracture.runs.trained import load_trained, start_from
@@ -103,6 +104,17 @@ def test_the_features_of_a_run_are_its_networks_outputs() -> None:
     assert (features.shape, heat.shape) == ((2, 2 + 4 * 4), (2, 4, 4))
     torch.testing.assert_close(features[:, :2], turned[:, :2])  # averaged over the mirror image
     torch.testing.assert_close(heat.flip(2).flatten(1), turned[:, 2:])
+
+
+@pytest.mark.usefixtures("place")
+def test_the_frozen_share_of_the_layers_keeps_its_weights_and_the_others_learn() -> None:
+    config, _ = finetune.arguments([*SMALL])
+    spec = configured_spec(config, "float32")
+    before = Detector(spec, 0, 0.5, True, True).backbone.state_dict()
+    after = {name.removeprefix("backbone."): w for name, w in weights_of("tuned").items()}
+    kept = [torch.equal(weight, after[name]) for name, weight in before.items()]
+    last = [*before].index("network._blocks.4._project_conv.bias")  # layer 15 of 49
+    assert kept == [True] * (last + 1) + [False] * (len(kept) - last - 1)
 
 
 @pytest.mark.usefixtures("place")

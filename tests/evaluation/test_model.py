@@ -136,7 +136,7 @@ def test_a_damaged_or_foreign_model_is_told_in_a_line(films: list[str]) -> None:
     weights.popitem()
     with safe_open(BOXED / PACKED, "np") as tensors:
         save_file(weights, file, tensors.metadata())
-    assert told().startswith("models/head.py makes another head than the run's")
+    assert told().startswith("fracture/models/ makes another network than the run's; undo the edit")
 
 
 def test_the_page_on_python_runs_as_printed(

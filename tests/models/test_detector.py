@@ -1,4 +1,4 @@
-"""The whole network: all of it learns, and its map is fine where the backbone allows it."""
+"""The network of finetune.py: all of it can learn, and its map is fine where it can be."""
 
 import numpy as np
 import pytest

