@@ -219,9 +219,12 @@ def froc(films: Sequence[dict[str, Any]]) -> dict[str, Any]:
     rate = false / weights.sum(1, keepdims=True)
     with np.errstate(invalid="ignore"):  # a draw without boxes
         share = true / count[:, None]
-    sensitivity = {}
+    sensitivity, n = {}, int(count[0])
     for limit in FALSE_MARKS:
         last = (rate <= limit).sum(1) - 1
         reached = share[np.arange(len(share)), last]
-        sensitivity[f"{limit:g}"] = metrics.metric(reached, int(count[0]))
+        found = metrics.metric(reached, n)
+        if found["value"] in (0, 1):  # all draws agree, so that they tell of no interval
+            found = metrics.proportion(round(found["value"] * n), n)
+        sensitivity[f"{limit:g}"] = found
     return {"sensitivity": sensitivity, "curve": [rate[0].tolist(), share[0].tolist()]}
