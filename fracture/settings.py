@@ -14,8 +14,14 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from fracture.cli import InputError, one_line
-from fracture.config import OPERATING_POINTS, AnyConfig, Config, FinetuneConfig, InferConfig
-from fracture.runs.find import find_run
+from fracture.config import (
+    OPERATING_POINTS,
+    AnyConfig,
+    Config,
+    FinetuneConfig,
+    InferConfig,
+    run_folder,
+)
 
 OPTIONAL = ("run", "init", "groups", "negative_class")  # settings that may have no value
 
@@ -87,7 +93,9 @@ def parse_settings(
             advice = "the run brings its own" if is_run else "--help lists what it uses"
             raise ValueError(f"{kind.script} does not use {ignored[0]!r}; {advice}")
         if parsed.get("resume") and not parsed.config:
-            file = find_run(parsed.resume) / "config.yaml"
+            file = run_folder(parsed.resume) / "config.yaml"
+            if not file.is_file():
+                raise ValueError(f"--resume: {file.parent} is no run; without it a new one begins")
             parsed = parser.parse_args(["--config", str(file), *(argv or sys.argv[1:])])
         for file in parsed.config or []:
             refuse_duplicates(Path(file))
