@@ -1,7 +1,7 @@
 """A page in the browser: drop films, see what a model says of them. Research use only.
 
     pip install -r requirements-app.txt
-    python app.py                   # the latest run; without one, the model that comes along
+    python app.py                   # the latest run; without one, the bundled model
     python app.py --run NAME --port 8000
 
 It is for this machine alone; --host 0.0.0.0 lets others in, without any password. Films

@@ -35,7 +35,7 @@ def arguments(argv: Sequence[str] | None = None) -> tuple[ExportConfig, Namespac
     config, options = parse_settings(ExportConfig, parser, argv)
     out = Path(options.out)
     if out.suffix != ".onnx" or not out.parent.is_dir():
-        raise InputError(f"--out {out}: a file that ends in .onnx, in a folder that exists")
+        raise InputError(f"--out {out}: must end in .onnx, in an existing folder")
     if missing := [name for name in ("onnx", "onnxscript") if not find_spec(name)]:
         hint = "pip install -r requirements-onnx.txt"
         raise InputError(f"not installed: {', '.join(missing)}; {hint}")

@@ -55,7 +55,7 @@ from fracture.training import Loss, train_epoch, validate
 
 
 def build_loss(config: FinetuneConfig) -> Loss:
-    """From outputs and targets, one row an image: the class's loss and that of the map's cells."""
+    """The class loss plus the map's, from outputs and targets with one row an image."""
 
     def loss_function(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         labels, cells = targets[:, 0].long(), targets[:, 1:]
@@ -68,7 +68,7 @@ def build_loss(config: FinetuneConfig) -> Loss:
 
 
 def freeze_first(backbone: nn.Module, share: float) -> None:
-    """Let this share of the layers, next to the input, keep their weights.
+    """Freeze this share of the layers, counted from the input.
 
     They tell edges and textures, which films share with photographs (Yosinski et al., "How
     transferable are features", NeurIPS 2014), and have the largest maps to go back through.

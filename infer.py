@@ -2,15 +2,15 @@
 
     python infer.py                       # the latest run on the test split
     python infer.py --run NAME            # another run
-    python infer.py film.jpg folder/      # a table, one line a file; without a run, the model
-                                          # that comes along judges (--run pretrained)
+    python infer.py film.jpg folder/      # a table, one line a file; without a run, with the
+                                          # bundled model (--run pretrained)
     find . -name '*.png' | python infer.py - --at sensitivity90 --out found.csv
     python infer.py --compare A B         # two tested runs: is A better than B?
     python infer.py --pool fold-1 fold-2 fold-3     # all folds of a split
 
 Backbone, weights, preprocessing, classes, temperature and thresholds come from
 the run's checkpoint, not from config.yaml. So does the split, if config.yaml
-names another one. Test images choose nothing.
+names another one. Nothing is tuned on test images.
 """
 
 import json
@@ -28,10 +28,10 @@ def arguments(argv: Sequence[str] | None = None) -> tuple[InferConfig, Namespace
     parser = settings_parser(InferConfig, __doc__, "[FILE_OR_FOLDER ...] ")
     add = parser.add_argument
     add("files", nargs="*", default=[], help="images or folders to predict; - reads paths")
-    at = "what decides: protocol (0.5), sensitivity90, youden, a threshold as 0.3, or a target on"
-    at += " validation as sensitivity=0.95 or specificity=0.9 [%(default)s]"
+    at = "what decides: protocol (0.5), sensitivity90, youden, a threshold like 0.3, or a target on"
+    at += " validation like sensitivity=0.95 or specificity=0.9 [%(default)s]"
     add("--at", type=operating_point, metavar="POINT", default=OPERATING_POINTS[0], help=at)
-    add("--out", metavar="FILE", help="write the table that is printed to a .csv or .json file too")
+    add("--out", metavar="FILE", help="also write the printed table to a .csv or .json file")
     add("--heatmaps", metavar="DIR", help="write each film with its heat map as a PNG")
     add("--compare", nargs=2, metavar="RUN", help="paired comparison of two tested runs")
     add("--pool", nargs="+", metavar="RUN", help="metrics over the tested runs of several folds")

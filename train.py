@@ -4,7 +4,7 @@
     python train.py --backbone efficientnet-lite0 --lr 3e-4
     python train.py --resume NAME          # go on with an interrupted run
 
-Each image passes the frozen backbone once, and its features stay in the cache;
+The frozen backbone sees each image once, and its features stay in the cache;
 the epochs run on those. Everything goes into runs/NAME/, and to wandb.
 
 The protocol is that of arXiv 2406.15958: 224 x 224 pixels squashed, ImageNet
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     positive = folders[0].classes.index(config.positive_class)
     spec = configured_spec(config, compute.precision)
     passed = (folders, spec, Path(config.cache_dir), compute)
-    if RANK > 0:  # torchrun's other processes pass their share of the images, and no more
+    if RANK > 0:  # torchrun's other processes only compute their share of the features
         cached_features(*passed)
         return
 

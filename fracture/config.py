@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path("runs")
-BOXED = ROOT / "pretrained"  # the model that comes along; below the package where it is installed
+BOXED = ROOT / "pretrained"  # the bundled model; below the package where it is installed
 BOXED = BOXED if BOXED.is_dir() else Path(__file__).parent / BOXED.name
 OPERATING_POINTS = ("protocol", "sensitivity90", "youden")  # the first decides at p = 0.5
 MACHINE_PATHS = ("data_root", "data_url", "split_dir", "cache_dir")
@@ -29,7 +29,7 @@ AnyConfig = TypeVar("AnyConfig", bound="Config")
 
 @dataclass(frozen=True)
 class Config:
-    """The settings of train.py, split_dataset.py and infer.py.
+    """The settings that all scripts share.
 
     Raises:
         ValueError: a value is out of range.
@@ -167,7 +167,7 @@ class FinetuneConfig(Config):
 
 
 def run_folder(name: str) -> Path:
-    """The folder of a run, from its name or its path; `pretrained` comes along."""
+    """The folder of a run, from its name or its path; `pretrained` is the bundled one."""
     folder = Path(name) if "/" in name else RUNS / name
     return BOXED if name == BOXED.name and not folder.is_dir() else folder
 

@@ -95,7 +95,7 @@ def parse_settings(
         if parsed.get("resume") and not parsed.config:
             file = run_folder(parsed.resume) / "config.yaml"
             if not file.is_file():
-                raise ValueError(f"--resume: {file.parent} is no run; without it a new one begins")
+                raise ValueError(f"--resume: {file.parent} is not a run; omit it to start one")
             parsed = parser.parse_args(["--config", str(file), *(argv or sys.argv[1:])])
         for file in parsed.config or []:
             refuse_duplicates(Path(file))
@@ -174,5 +174,5 @@ def explain(text: str, kind: type[Config]) -> str:
     near = near or [name for name, meaning in read_meanings(kind).items() if words in meaning]
     advice = f"did you mean {near[0]!r}?" if near else "config.yaml lists all of them"
     if name in get_type_hints(FinetuneConfig):
-        advice = "it is a setting of finetune.py"
+        advice = "only finetune.py has it"
     return f"{name!r} is unknown; {advice}"

@@ -98,7 +98,7 @@ def test_a_wrong_value_is_refused_by_name(tmp_path: Path, line: str, said: str) 
         (split_dataset, "--epochs=5", "split_dataset.py does not use 'epochs'"),
         (finetune, "--views=[]", "finetune.py does not use 'views'"),
         (train, "--learning_rate=1", "'learning_rate' is unknown; did you mean 'lr'?"),
-        (train, "--clip=1", "'clip' is unknown; it is a setting of finetune.py"),
+        (train, "--clip=1", "'clip' is unknown; only finetune.py has it"),
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(script: Any, flag: str, said: str) -> None:

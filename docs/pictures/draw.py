@@ -1,7 +1,7 @@
 """Draw the pictures of the README anew, from drawn radiographs; `make pictures` runs it.
 
-It needs chromium and the run of `make demo`: the report is that run's, all else shows the model
-that comes along.
+It needs chromium and the run of `make demo`: the report is that run's, all else shows the
+bundled model.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Batches of images, changed at random on their device, with what the network should say."""
+"""Batches of images, augmented on their device, with their targets."""
 
 import math
 from collections.abc import Iterator
@@ -60,8 +60,8 @@ def image_batches(
     """Augmented batches in a new random order, with a progress bar.
 
     Of several processes each takes its share of every batch. The shares are of one size, so that
-    the average of their gradients is the gradient of the batch; to that end the last batch may
-    lose an image or two.
+    the average of their gradients is the gradient of the batch; to that end a batch may
+    lose its last images.
 
     Args:
         films: (N, H, W) uint8 images, (N,) class indices, and (N, m, m) masks of fractures.

@@ -52,7 +52,7 @@ def read_boxes(data_root: Path) -> dict[str, FilmBoxes]:
                 raise ValueError(f"{image['file_name']} has a box outside the film")
             films.setdefault(image["file_name"], FilmBoxes((w, h))).boxes.append(box)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise InputError(f"{file}: damaged ({one_line(error)}); mend or remove it") from error
+        raise InputError(f"{file}: damaged ({one_line(error)}); fix or remove it") from error
     return films
 
 

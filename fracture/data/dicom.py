@@ -20,7 +20,7 @@ MAX_PIXELS = 100_000_000  # of any image: three times the largest films
 
 
 def is_dicom(file: Path | bytes) -> bool:
-    """Known by its content: a PACS writes files without names (DICOM PS3.10 sec. 7.1)."""
+    """Recognised by content: a PACS may omit file extensions (DICOM PS3.10 sec. 7.1)."""
     with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as content:
         return content.read(132)[128:] == b"DICM"
 
@@ -50,7 +50,7 @@ def patient_of(path: Path) -> str:
 
 
 def caution(film: object) -> str:
-    """What to tell of a film beside its probability: it is a file that shows no limb."""
+    """A caution if the header names a body part that is not a limb; else ""."""
     film = Path(film) if isinstance(film, str) else film
     found = header(film) if isinstance(film, Path | bytes) else None
     part = str(found.get("BodyPartExamined", "")).upper() if found else ""

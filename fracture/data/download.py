@@ -27,7 +27,7 @@ def fetch_dataset(data_root: Path, url: str, md5: str, may_download: bool = True
         archive, folder = data_root, data_root.with_suffix("")
     if not folder.is_dir():
         if not (archive.is_file() or may_download):
-            hint = "mend the path, or pass --download to get FracAtlas there"
+            hint = "fix the path, or pass --download to get FracAtlas there"
             raise InputError(f"{data_root}: no such folder or .zip; {hint}")
         if not archive.is_file():
             by_hand = f"get it by hand and put it at {archive}, or pass --data_root FOLDER_OR_ZIP"

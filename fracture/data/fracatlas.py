@@ -36,8 +36,8 @@ def find_radiographs(
 
     Args:
         data_root: from `fetch_dataset`.
-        positive: the class that several folders make, if
-        negative: names the folder that stands against all others.
+        positive: the class of all other folders, if
+        negative: names the one folder of the negative class.
 
     Raises:
         InputError: there are not two classes with files.
@@ -76,7 +76,7 @@ def _class_folders(data_root: Path, positive: str, negative: str | None) -> dict
     if len(found) != 2:
         here = ", ".join(sorted(found.values())[:5]) or "none"
         hint = "pass another --data_root, or --negative_class NAME to set one against the rest"
-        raise InputError(f"{images}: two class folders are needed, here are: {here}; {hint}")
+        raise InputError(f"{images}: two class folders are needed, found: {here}; {hint}")
     return found
 
 

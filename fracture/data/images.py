@@ -136,7 +136,7 @@ def read_grey(source: Source, at_least: int = 0) -> Image.Image:
 def _grey(image: Image.Image) -> Image.Image:
     """An image of any mode in 8-bit grey."""
     if image.mode == "F":
-        raise ValueError("grey levels are fractions, of unknown range")
+        raise ValueError("floating-point grey levels, range unknown")
     if image.mode.startswith("I"):
         levels = np.asarray(image).clip(0)
         spare = max(0, int(levels.max()).bit_length() - 8)

@@ -26,7 +26,7 @@ class Row:
         image: path below the data root, with "/" on every system.
         label: class name.
         split: train, val, test or excluded; "" until that is decided.
-        group: files of one group are copies of each other and share a split.
+        group: files of one group, copies or one patient's, share a split.
         reason: why the file is excluded, or how its label was decided; else "".
         sha256: of the file's bytes, hexadecimal.
         traits: from dataset.csv, as in "leg multiscan frontal".

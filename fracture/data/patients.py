@@ -24,7 +24,7 @@ def join_patients(rows: Sequence[Row], source: str, data_root: Path) -> list[Row
         is written anywhere.
 
     Raises:
-        InputError: the table is not one, names none of the films, or has a name of several.
+        InputError: the table is malformed, names no film, or has an ambiguous name.
     """
     kept = [row for row in rows if row.split != "excluded"]
     patients = find_patients(kept, source, data_root)
@@ -44,7 +44,7 @@ def join_patients(rows: Sequence[Row], source: str, data_root: Path) -> list[Row
     for row in kept:
         labels[joined[row.group]].add(row.label)
     both = sum(len(found) > 1 for found in labels.values())
-    print(f"groups: {len(labels):,} of {len(kept):,} films; {both:,} with films of both classes")
+    print(f"groups: {len(labels):,} from {len(kept):,} films; {both:,} with films of both classes")
     if alone:
         print(f"films without a group, each on its own: {len(alone):,}, such as {alone[0]}")
     return [replace(row, group=joined.get(row.group, row.group)) for row in rows]

@@ -91,7 +91,7 @@ def predict_files(model: Model, paths: list[Path], options: Namespace) -> None:
 
 def print_predictions(rows: list[dict], classifier: Classifier, point: str) -> None:
     threshold = classifier.thresholds[point]
-    print(f"{classifier.classes[0]} from {threshold:.4f} on (operating point {point})\n")
+    print(f"{classifier.classes[0]} if p >= {threshold:.4f} (operating point {point})\n")
     first = max(13, len(classifier.column) + 2)
     wide = max(14, *map(len, classifier.classes)) + 2
     print(f"{classifier.column:{first}}{'decision':{wide}}file")
@@ -106,7 +106,7 @@ def print_predictions(rows: list[dict], classifier: Classifier, point: str) -> N
 
 def check_table_name(path: Path) -> None:
     if path.suffix not in (".csv", ".json") or not path.parent.is_dir():
-        raise InputError(f"--out {path}: needs a name in .csv or .json, in a folder that exists")
+        raise InputError(f"--out {path}: must end in .csv or .json, in an existing folder")
 
 
 def write_table(path: Path, rows: list[dict]) -> None:

@@ -30,7 +30,7 @@ class Classifier:
         temperature: fitted on validation.
         thresholds: chosen on validation, by the name of the operating point.
         curve: thresholds in falling order, with sensitivity and specificity on validation; None in
-            a run of before.
+            an older run.
         tested: what the test found at each operating point, of a packed run.
     """
 
@@ -78,7 +78,7 @@ class Classifier:
             self.thresholds[name] = float(value)
             return
         if self.curve is None:
-            raise InputError(f"--at {name}: the run's checkpoint has no such targets; train again")
+            raise InputError(f"--at {name}: the run has no validation curve; train again")
         thresholds, sensitivity, specificity = self.curve
         reached = sensitivity if kind == "sensitivity" else specificity
         good = [t for t, share in zip(thresholds, reached, strict=True) if share >= float(value)]
@@ -120,7 +120,7 @@ class DetectorClassifier(Classifier):
 
     Attributes:
         join: how validation joined the head's score with the map's.
-        familiar: what the films of the training look like; None in a run of before.
+        familiar: what the films of the training look like; None in an older run.
     """
 
     spec: DetectorSpec
@@ -197,7 +197,5 @@ def _load(module: AnyModule, weights: dict[str, Any]) -> AnyModule:
         module.load_state_dict(weights)
     except RuntimeError as error:
         hint = f"undo the edit, or train again ({one_line(error)[:80]} ...)"
-        raise InputError(
-            f"fracture/models/ makes another network than the run's; {hint}"
-        ) from error
+        raise InputError(f"fracture/models/ builds a different network; {hint}") from error
     return module.requires_grad_(False).eval()

@@ -26,7 +26,7 @@ def timm_architecture(name: str) -> Architecture:
         width = create().num_features
 
     def build(image_size: int) -> nn.Module:
-        # A network with an embedding for each place has to know how many there are.
+        # Networks with position embeddings need the image size.
         size = {"img_size": image_size} if config.fixed_input_size else {}
         try:
             network = create(**size).eval()

@@ -74,7 +74,7 @@ def load_best(run: Path) -> dict[str, Any]:
 
 def _of_a_run(content: dict[str, Any], file: Path) -> dict[str, Any]:
     if "recipe" not in content:
-        raise InputError(f"{file}: the model of another program")
+        raise InputError(f"{file}: not a model of this program")
     return content
 
 

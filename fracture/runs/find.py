@@ -10,13 +10,13 @@ from fracture.config import BOXED, RUNS, run_folder
 def find_run(name: str | None) -> Path:
     """The folder of a run, from its name or path; by default the latest.
 
-    Without any run it is the model that comes along.
+    Without any run it is the bundled model.
 
     Raises:
         InputError: there is no such run.
     """
     if name is None and not (RUNS / "latest").exists():
-        print(f"no run in {RUNS}/ yet: the model that comes along judges; research use only")
+        print(f"no run in {RUNS}/ yet: using the bundled model; research use only")
         return BOXED
     latest = name in (None, "latest")
     folder = RUNS / (RUNS / "latest").resolve().name if latest else run_folder(str(name))

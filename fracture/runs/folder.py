@@ -112,7 +112,7 @@ class Run:
                 print(f"\nbest epoch {self.best['epoch']}: {', '.join(values[2:])}")
                 least = min(epoch["val_loss"] for epoch in self.history)
                 if self.history[-1]["val_loss"] > 2 * least:
-                    print(f"after its least, {least:.4f}, the validation loss doubled: lower --lr?")
+                    print(f"validation loss doubled after its minimum, {least:.4f}: lower --lr?")
             print(f"next: python infer.py --run {self.folder.name}")
         elif issubclass(kind, Exception) and self.is_new and done == 0:
             shutil.rmtree(self.folder)

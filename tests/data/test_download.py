@@ -60,7 +60,7 @@ def test_the_archive_is_downloaded_once(server: str, tmp_path: Path, path: str) 
 
 
 def test_nothing_is_downloaded_for_a_mistyped_path(server: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"FracAtas: no such folder or \.zip; mend .*--download"):
+    with pytest.raises(InputError, match=r"FracAtas: no such folder or \.zip; fix .*--download"):
         fetch_dataset(tmp_path / "FracAtas", f"{server}/good", MD5, may_download=False)
     assert not split_dataset.arguments(["--data_root", "FracAtas"])[1].download
     assert split_dataset.arguments([])[1].download

@@ -43,7 +43,7 @@ def test_other_than_two_classes_are_refused(tmp_path: Path, folders: str) -> Non
     lay_out(tmp_path, *(f"{name}/1.png" for name in folders))
     (tmp_path / "-/1.png").unlink(missing_ok=True)  # that class is empty
     with pytest.raises(
-        InputError, match=r"two class folders are needed, here are: |only class .* two"
+        InputError, match=r"two class folders are needed, found: |only class .* two"
     ):
         find_radiographs(tmp_path)
 

@@ -57,7 +57,7 @@ def test_a_large_jpeg_is_decoded_smaller_with_little_deviation() -> None:
 BAD = {
     "not an image": b"no image at all\n" * 100,
     "truncated": encoded(FILM, "JPEG")[:-500],
-    "fractions, of unknown range": encoded(FILM.convert("F"), "TIFF"),
+    "floating-point grey levels, range unknown": encoded(FILM.convert("F"), "TIFF"),
     "2 frames": encoded(FILM, "GIF", save_all=True, append_images=[FILM.rotate(9)]),
     "PostScript": encoded(FILM, "EPS"),
     "exceeds limit of 100000000 pixels": encoded(Image.new("1", (10_001, 10_000)), "PNG"),

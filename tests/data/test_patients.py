@@ -29,7 +29,7 @@ def test_films_of_a_patient_share_a_split_whatever_their_class(
     rows = joined(tmp_path / "patients.csv", f"{lines}gone.jpg,Doe1\n")
     out = capsys.readouterr().out
     assert "1 images are not here, such as gone.jpg" in out
-    assert "groups: 13 of 40 films; 9 with films of both classes" in out
+    assert "groups: 13 from 40 films; 9 with films of both classes" in out
     assert "films without a group, each on its own: 4, such as Sound/36.jpg" in out
     assert "Doe" not in str(rows)
     for seed in range(5):

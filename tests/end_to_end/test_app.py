@@ -48,7 +48,7 @@ DROP = """size => {
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The page of the model that comes along, and a browser."""
+    """The page of the bundled model, and a browser."""
     home = tmp_path_factory.mktemp("home")  # current and temporary folder, too
     asked = home.with_name("asked")
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -81,7 +81,7 @@ def test_what_cannot_be_written_is_said_before_torch_is_imported(
 ) -> None:
     for out in ("model.pt", "gone/model.onnx"):
         done = run_process(tmp_path, "export.py", "--out", out)
-        told = f"export.py: --out {out}: a file that ends in .onnx, in a folder that exists\n"
+        told = f"export.py: --out {out}: must end in .onnx, in an existing folder\n"
         assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
     monkeypatch.setattr(export, "find_spec", lambda name: name == "onnx")
     line = run_expecting_error(export.arguments)

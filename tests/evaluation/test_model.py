@@ -1,4 +1,4 @@
-"""Three lines of Python: the model that comes along, and runs, judge films of any kind."""
+"""Three lines of Python: the bundled model, and runs, judge films of any kind."""
 
 import hashlib
 import re
@@ -73,7 +73,7 @@ def test_what_cannot_be_read_stops_nothing(boxed: Model, films: list[str]) -> No
     assert bad.note == "unreadable: not an image"
     assert good.p is not None
     assert gone.note == "unreadable: No such file or directory"
-    assert odd.note.startswith("unreadable: grey levels are fractions")
+    assert odd.note.startswith("unreadable: floating-point grey levels")
 
 
 def test_what_is_no_radiograph_gets_its_number_with_a_caution(boxed: Model) -> None:
@@ -108,14 +108,14 @@ def test_a_packed_run_judges_as_the_run(films: list[str]) -> None:
     assert all(one.p == pytest.approx(two.p, abs=2e-3) for one, two in pairs)
 
 
-def test_without_any_run_the_model_that_comes_along_judges(
+def test_without_any_run_the_bundled_model_judges(
     films: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(films[0], tmp_path / "film.png")
     monkeypatch.chdir(tmp_path)
     infer.main(["film.png"])
     said = capsys.readouterr().out
-    assert said.startswith("no run in runs/ yet: the model that comes along judges; research use")
+    assert said.startswith("no run in runs/ yet: using the bundled model; research use")
     infer.main(["film.png", "--run", "pretrained"])
     assert said.endswith(capsys.readouterr().out)
 
@@ -131,12 +131,12 @@ def test_a_damaged_or_foreign_model_is_told_in_a_line(films: list[str]) -> None:
     file.write_bytes((BOXED / PACKED).read_bytes()[:-5])
     assert told() == f"{file}: damaged, or of another program"
     save_file({"weight": np.ones(3, np.float32)}, file)
-    assert told() == f"{file}: the model of another program"
+    assert told() == f"{file}: not a model of this program"
     weights = load_file(BOXED / PACKED)
     weights.popitem()
     with safe_open(BOXED / PACKED, "np") as tensors:
         save_file(weights, file, tensors.metadata())
-    assert told().startswith("fracture/models/ makes another network than the run's; undo the edit")
+    assert told().startswith("fracture/models/ builds a different network; undo the edit")
 
 
 def test_the_page_on_python_runs_as_printed(

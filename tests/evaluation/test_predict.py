@@ -50,7 +50,10 @@ REFUSED = [
     (["missing.jpg"], "'missing.jpg': no such file or folder"),
     (["empty"], "empty: no images here"),
     (["bad.jpg"], "no file could be read: bad.jpg: unreadable: not an image"),
-    (["bad.jpg", "--out", "x.txt"], "--out x.txt: needs a name in .csv or .json, in a folder"),
+    (
+        ["bad.jpg", "--out", "x.txt"],
+        "--out x.txt: must end in .csv or .json, in an existing folder",
+    ),
     (["bad.jpg", "--at", "often"], "settings: "),
     (["bad.jpg", "--at", "sensitivity=2"], "settings: "),
     (["bad.jpg", "--at", "velocity=0.5"], "settings: "),
@@ -108,5 +111,5 @@ def test_the_model_that_comes_along_judges_and_marks_a_film(
     infer.main(["--run", "pretrained", films[0], "--at", "sensitivity=0.95"])
     out = capsys.readouterr().out
     assert "run pretrained, epoch 10: efficientnet-lite0, imagenet weights" in out
-    assert "Fractured from 0.0402 on (operating point sensitivity=0.95)" in out
+    assert "Fractured if p >= 0.0402 (operating point sensitivity=0.95)" in out
     assert (BOXED / PACKED).stat().st_size < 8e6
