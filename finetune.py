@@ -160,7 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             batches = image_batches(films, network.map_shape, config, compute.device, epoch)
             train_loss = train_epoch(parallel, batches, loss_function, optimizer)
             scores, seen = predict_scores(average, val.features)
-            join = fit_join(val.labels == positive, scores) if has_map else HEAD_ALONE
+            truth = (val.labels == positive).numpy()
+            join = fit_join(truth, scores.numpy()) if has_map else HEAD_ALONE
             logits = join_scores(scores, join, positive)
             metrics = {"epoch": epoch, "train_loss": train_loss}
             metrics |= validate(logits, val.labels, cross_entropy)

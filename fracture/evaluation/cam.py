@@ -77,12 +77,9 @@ def judge(
             features = spec.merge([features.float(), *(other[done] for other in others)])
         else:
             features = known[done]
-        log_odds = torch.from_numpy(classifier.log_odds(features) / classifier.temperature)
-        if more:  # of a linear head the map's mean is then the image's log-odds, as with one view
-            maps += log_odds[:, None] - maps.mean(1, keepdim=True)
-        p, side = log_odds.sigmoid(), math.isqrt(maps.shape[1])  # maps are square
-        heats = maps.reshape(len(done), side, side).numpy()
-        good = zip(p.tolist(), heats, odd.any(1).tolist(), strict=True)
+        side = math.isqrt(maps.shape[1])  # maps are square
+        p, heats = classifier.conclude(features, maps.reshape(len(done), side, side))
+        good = zip(p.tolist(), heats.numpy(), odd.any(1).tolist(), strict=True)
         for i in sorted([*done, *bad]):
             yield (None, None, False, bad[i]) if i in bad else (*next(good), "")
 

@@ -158,7 +158,7 @@ def calibrate(logits: torch.Tensor, labels: torch.Tensor, positive: int) -> dict
         labels: (N,) class indices, both classes present.
         positive: index of the positive class.
     """
-    odds, is_positive = log_odds(logits, positive), (labels == positive).numpy()
+    odds, is_positive = log_odds(logits, positive).numpy(), (labels == positive).numpy()
     temperature = fit_temperature(is_positive, odds)
     p = expit(odds / temperature)
     false_rate, true_rate, thresholds = roc_curve(is_positive, p)

@@ -29,7 +29,7 @@ def draw_plots(run: TrainedRun, images: FeatureSet, results: dict) -> dict[str, 
         results: the content of metrics.json.
     """
     classifier = run.classifier
-    log_odds = classifier.log_odds(images.features)
+    log_odds = classifier.log_odds(images.features).numpy()
     raw, p = expit(log_odds), expit(log_odds / classifier.temperature)
     is_positive = (images.labels == classifier.positive_index).numpy()
     groups = np.array([row.group for row in images.rows])

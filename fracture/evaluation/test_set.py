@@ -45,7 +45,7 @@ def evaluate_test(classifier: Classifier, images: FeatureSet, split_dir: Path) -
         `calibration`, `baselines` and `subgroups`.
     """
     rows, is_positive = images.rows, (images.labels == classifier.positive_index).numpy()
-    log_odds = classifier.log_odds(images.features)
+    log_odds = classifier.log_odds(images.features).numpy()
     p = expit(log_odds / classifier.temperature)
     weights = metrics.group_bootstrap(np.array([row.group for row in rows]))
     overall = metrics.evaluate(is_positive, p, weights)

@@ -52,13 +52,13 @@ class Classifier:
     def column(self) -> str:
         return p_column(self.classes[0])
 
-    def log_odds(self, features: torch.Tensor) -> np.ndarray:
+    def log_odds(self, features: torch.Tensor) -> torch.Tensor:
         """(N, width) features to (N,) float64, before calibration."""
         return log_odds(predict_logits(self.head, features), self.positive_index)
 
     def p_positive(self, features: torch.Tensor) -> np.ndarray:
         """(N, width) features to (N,) calibrated probabilities of the positive class."""
-        return torch.from_numpy(self.log_odds(features) / self.temperature).sigmoid().numpy()
+        return (self.log_odds(features) / self.temperature).sigmoid().numpy()
 
     def decide(self, p_positive: float, operating_point: str) -> str:
         return self.classes[0 if p_positive >= self.thresholds[operating_point] else 1]
@@ -109,9 +109,22 @@ class Classifier:
         n, _, height, width = maps.shape
         cells = maps.permute(0, 2, 3, 1).flatten(0, 2)
         cells = self.spec.merge([cells] + [torch.zeros_like(cells)] * len(self.spec.more))
-        heat = self.log_odds(cells) / self.temperature
-        heat_maps = torch.from_numpy(heat.reshape(n, height, width))
-        return maps.mean((2, 3)), heat_maps, torch.zeros(n, dtype=torch.bool)
+        heat = self.log_odds(cells).reshape(n, height, width) / self.temperature
+        return maps.mean((2, 3)), heat, torch.zeros(n, dtype=torch.bool)
+
+    def conclude(
+        self, features: torch.Tensor, heat: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The calibrated probabilities, (N,), and the heat maps with what other views add.
+
+        Args:
+            features: (N, width), of all views.
+            heat: (N, h, w) from `explain`.
+        """
+        odds = self.log_odds(features) / self.temperature
+        if self.spec.more:  # of a linear head, a map's mean is again the image's log-odds
+            heat = heat + (odds - heat.mean((1, 2)))[:, None, None]
+        return odds.sigmoid(), heat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +144,7 @@ class DetectorClassifier(Classifier):
     def has_marks(self) -> bool:
         return self.spec.network.map is not None
 
-    def log_odds(self, features: torch.Tensor) -> np.ndarray:
+    def log_odds(self, features: torch.Tensor) -> torch.Tensor:
         scores = image_scores(features, self.positive_index)
         return log_odds(join_scores(scores, self.join, self.positive_index), self.positive_index)
 
@@ -142,10 +155,10 @@ class DetectorClassifier(Classifier):
     def explain(self, network: Any, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The outputs, the heat that they hold, and whether the images are odd."""
         outputs, pooled = (part.cpu() for part in network.observe(images))
-        odd = np.zeros(len(images), bool)
+        odd = torch.zeros(images.shape[0], dtype=torch.bool)  # an export keeps it open
         if self.familiar:
-            odd = is_odd(pooled.double().numpy(), self.familiar)
-        return outputs, self.stored_heat(outputs), torch.from_numpy(odd)
+            odd = is_odd(pooled, self.familiar)
+        return outputs, self.stored_heat(outputs), odd
 
 
 def p_column(positive: str) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import interpolate
@@ -129,15 +128,15 @@ class DetectorSpec(FeatureSpec):
         return super().cache_key() | {"trained": trained, "mirror": self.network.mirror}
 
 
-def predict_scores(network: Detector, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def predict_scores(network: Detector, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, H, W) uint8 images to their `image_scores` and their pooled maps, in eval mode."""
     outputs, pooled = _in_batches(network, network.observe, images)
-    return image_scores(outputs, network.positive), pooled.double().numpy()
+    return image_scores(outputs, network.positive), pooled
 
 
-def pooled_maps(network: Detector, images: torch.Tensor) -> np.ndarray:
+def pooled_maps(network: Detector, images: torch.Tensor) -> torch.Tensor:
     """The pooled maps alone, in half the time: they need no mirror image."""
-    return _in_batches(network, network.judge, images)[1].double().numpy()
+    return _in_batches(network, network.judge, images)[1]
 
 
 @torch.inference_mode()
@@ -151,13 +150,12 @@ def _in_batches(
     return tuple(torch.cat(part).cpu() for part in parts)
 
 
-def image_scores(outputs: torch.Tensor, positive: int) -> np.ndarray:
+def image_scores(outputs: torch.Tensor, positive: int) -> torch.Tensor:
     """(N, 2 + h * w) outputs to (N, 2) float64: the head's log-odds, and the map's hottest cell."""
-    hottest = outputs[:, 2:].double().amax(1).numpy()
-    return np.stack([log_odds(outputs[:, :2], positive), hottest], 1)
+    return torch.stack([log_odds(outputs[:, :2], positive), outputs[:, 2:].double().amax(1)], 1)
 
 
-def join_scores(scores: np.ndarray, join: Sequence[float], positive: int) -> torch.Tensor:
+def join_scores(scores: torch.Tensor, join: Sequence[float], positive: int) -> torch.Tensor:
     """(N, 2) scores to (N, 2) float64 logits, of which the negative class's is 0.
 
     Args:
@@ -165,6 +163,5 @@ def join_scores(scores: np.ndarray, join: Sequence[float], positive: int) -> tor
         join: the weight of each score, and a constant.
         positive: index of the positive class.
     """
-    logits = torch.zeros(len(scores), 2, dtype=torch.float64)
-    logits[:, positive] = torch.from_numpy(scores @ np.array(join[:2]) + join[2])
-    return logits
+    odds = scores @ torch.tensor(join[:2], dtype=torch.float64) + join[2]
+    return torch.stack([odds * (index == positive) for index in (0, 1)], 1)

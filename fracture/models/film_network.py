@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 from fracture.config import Fit
-from fracture.models.classifier import Classifier, DetectorClassifier
+from fracture.models.classifier import Classifier
 
 FRACTION_BITS = 22  # of Pillow's weights, which are whole numbers
 TALL_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
@@ -29,26 +29,12 @@ class FilmNetwork(nn.Module):
 
     def forward(self, film: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, H, W) uint8 films to (N,) and (N, h, w) probabilities: of the film, and its map."""
-        classifier, spec = self.classifier, self.classifier.spec
+        spec = self.classifier.spec
         images = [to_square(film, view.image_size, view.fit) for view in spec.views]
-        if isinstance(classifier, DetectorClassifier):
-            outputs, join = self.networks[0](images[0]), classifier.join
-            heat = classifier.stored_heat(outputs)
-            odds = join[0] * self._log_odds(outputs) + join[1] * heat.amax((1, 2)) + join[2]
-            return (odds / classifier.temperature).sigmoid(), heat.sigmoid()
-        pairs = zip(self.networks, images, strict=True)
-        maps = [network.feature_maps(image) for network, image in pairs]  # type: ignore[operator]
-        odds = self._log_odds(self.head(spec.merge([one.mean((2, 3)) for one in maps])))
-        cells = maps[0].permute(0, 2, 3, 1).flatten(0, 2)
-        cells = spec.merge([cells] + [torch.zeros_like(cells)] * len(spec.more))
-        heat = self._log_odds(self.head(cells)).reshape(maps[0][:, 0].shape)
-        if spec.more:  # as in evaluation/cam.py
-            heat = heat + (odds - heat.mean((1, 2)))[:, None, None]
-        return (odds / classifier.temperature).sigmoid(), (heat / classifier.temperature).sigmoid()
-
-    def _log_odds(self, logits: torch.Tensor) -> torch.Tensor:
-        positive = self.classifier.positive_index
-        return logits[:, positive] - logits[:, 1 - positive]
+        features, heat, _ = self.classifier.explain(self.networks[0], images[0])
+        others = [net(image) for net, image in zip(self.networks[1:], images[1:], strict=True)]
+        p, heat = self.classifier.conclude(spec.merge([features, *others]), heat)
+        return p.float(), heat.sigmoid().float()
 
 
 def to_square(films: torch.Tensor, size: int, fit: Fit) -> torch.Tensor:

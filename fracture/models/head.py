@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -39,7 +38,7 @@ def predict_logits(head: nn.Module, features: torch.Tensor) -> torch.Tensor:
     return head.eval()(features)
 
 
-def log_odds(logits: torch.Tensor, positive: int) -> np.ndarray:
+def log_odds(logits: torch.Tensor, positive: int) -> torch.Tensor:
     """(N, 2) logits to (N,) float64: the positive class's logit minus the other's."""
     logits = logits.double()
-    return (logits[:, positive] - logits[:, 1 - positive]).numpy()
+    return logits[:, positive] - logits[:, 1 - positive]

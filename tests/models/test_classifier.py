@@ -87,7 +87,7 @@ def test_any_head_has_heat_maps_that_say_what_it_makes_of_each_place(
     backbone = SimpleNamespace(feature_maps=lambda images: maps[images])
     features, heat, _ = classifier.explain(backbone, torch.arange(3))
     assert torch.equal(features, maps.mean((2, 3)))
-    place = classifier.log_odds(maps[1, :, 2, 3][None])[0] / 2
+    place = classifier.log_odds(maps[1, :, 2, 3][None]).item() / 2
     assert heat[1, 2, 3] == pytest.approx(place, abs=1e-6)
 
 

@@ -1,6 +1,5 @@
 """The network of finetune.py: all of it can learn, and its map is fine where it can be."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -52,4 +51,4 @@ def test_the_score_joins_the_head_and_the_hottest_cell() -> None:
 def test_pooled_maps_are_those_of_the_scores_without_the_mirror_image() -> None:
     network = detector("efficientnet-b0", mirror=True)
     images = torch.randint(0, 255, (3, 96, 96), dtype=torch.uint8)
-    assert np.array_equal(pooled_maps(network, images), predict_scores(network, images)[1])
+    assert torch.equal(pooled_maps(network, images), predict_scores(network, images)[1])
