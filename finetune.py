@@ -67,20 +67,6 @@ def build_loss(config: FinetuneConfig) -> Loss:
     return loss_function
 
 
-def freeze_first(backbone: nn.Module, share: float) -> None:
-    """Freeze this share of the layers, counted from the input.
-
-    They tell edges and textures, which films share with photographs (Yosinski et al., "How
-    transferable are features", NeurIPS 2014), and have the largest maps to go back through.
-    """
-    layers = [p for p in backbone.parameters() if p.ndim > 1]
-    trained = layers[round(share * len(layers)) :]
-    for weight in backbone.parameters():
-        if trained and weight is trained[0]:
-            break
-        weight.requires_grad_(False)
-
-
 def build_optimizer(network: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:
     """AdamW; biases are not decayed."""
     decayed = [p for p in network.parameters() if p.ndim > 1]
@@ -138,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(config.seed)
     has_map = config.box_weight > 0
     network = Detector(spec, positive, config.dropout, has_map, config.mirror).to(compute.device)
-    freeze_first(network.backbone, config.frozen)
+    network.freeze_first(config.frozen)
     if config.init:
         start_from(config.init, network)
     average = deepcopy(network)
@@ -160,8 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             batches = image_batches(films, network.map_shape, config, compute.device, epoch)
             train_loss = train_epoch(parallel, batches, loss_function, optimizer)
             scores, seen = predict_scores(average, val.features)
-            truth = (val.labels == positive).numpy()
-            join = fit_join(truth, scores.numpy()) if has_map else HEAD_ALONE
+            join = fit_join(val.labels == positive, scores) if has_map else HEAD_ALONE
             logits = join_scores(scores, join, positive)
             metrics = {"epoch": epoch, "train_loss": train_loss}
             metrics |= validate(logits, val.labels, cross_entropy)

@@ -168,14 +168,14 @@ def calibrate(logits: torch.Tensor, labels: torch.Tensor, positive: int) -> dict
     return {"temperature": temperature, "thresholds": chosen, "curve": curve}
 
 
-def fit_join(is_positive: Array, scores: Array) -> list[float]:
+def fit_join(is_positive: torch.Tensor, scores: torch.Tensor) -> list[float]:
     """The weights of two scores and the constant that make their sum the log-odds (logistic fit).
 
     Args:
         is_positive: (N,) bool, of the validation images, both classes present.
         scores: (N, 2) float.
     """
-    fit = LogisticRegression().fit(scores, is_positive)
+    fit = LogisticRegression().fit(scores.numpy(), is_positive.numpy())
     return [*fit.coef_[0].tolist(), float(fit.intercept_[0])]
 
 

@@ -2,7 +2,7 @@
 
 import ctypes
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
@@ -14,36 +14,12 @@ from fracture.cli import InputError, one_line
 from fracture.config import Config, Fit
 from fracture.data.images import PREPROCESSING_VERSION
 from fracture.distributed import RANK
+from fracture.models.architecture import Architecture
 from fracture.models.fusing import fuse_batchnorm
 from fracture.models.weights import NORMALISATION, Weights, find_weights, load_tensors
 
 EFFICIENTNETS = [f"efficientnet-b{i}" for i in range(9)]
 LITE = [f"efficientnet-lite{i}" for i in range(3)]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What the project needs to know about a backbone.
-
-    Attributes:
-        build: makes the network for an image size in pixels.
-        width: the length of its feature vector.
-        feature_maps: (network, (N, 3, H, W) float images) to (N, width, h, w) feature maps.
-        optimize: speeds up a network that has its weights; the features stay the same.
-        finer: the module that puts out the last maps of twice the resolution, for a fracture map.
-        adapt: the tensors of a file to those of a network.
-        normalisation: mean and deviation; None: those of the weights' source.
-        image_size: pixels of the weights' training, if they are known.
-    """
-
-    build: Callable[[int], nn.Module]
-    width: int
-    feature_maps: Callable[[Any, torch.Tensor], torch.Tensor]
-    optimize: Callable[[nn.Module], None] | None = None
-    finer: Callable[[Any], nn.Module] | None = None
-    adapt: Callable[[nn.Module, dict[str, Any]], dict[str, Any]] | None = None
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    image_size: int | None = None
 
 
 def architecture(name: str) -> Architecture:

@@ -59,6 +59,19 @@ class Detector(nn.Module):
         finest = maps[0 if has_map else -1]
         self.map_shape = finest.shape[2], finest.shape[3]
 
+    def freeze_first(self, share: float) -> None:
+        """Freeze this share of the backbone's layers, counted from the input.
+
+        They tell edges and textures, which films share with photographs (Yosinski et al., "How
+        transferable are features", NeurIPS 2014), and have the largest maps to go back through.
+        """
+        layers = [weight for weight in self.backbone.parameters() if weight.ndim > 1]
+        trained = layers[round(share * len(layers)) :]
+        for weight in self.backbone.parameters():
+            if trained and weight is trained[0]:
+                break
+            weight.requires_grad_(False)
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, H, W) grey levels to (N, 2 + h * w): the logits, then the map's log-odds.
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fracture.cli import InputError, one_line
-from fracture.models.backbone import Architecture
+from fracture.models.architecture import Architecture
 from fracture.models.weights import timm_config
 
 
