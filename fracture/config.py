@@ -68,6 +68,7 @@ class Config:
     files: ClassVar[tuple[Path, ...]] = (ROOT / "config.yaml",)
     # Settings of other scripts; a file may hold them, but as flags they would be ignored.
     unused: ClassVar[set[str]] = FOR_SPLITTING - {"split_dir", "positive_class", "seed"}
+    instead: ClassVar = "--help lists what it uses"
     run_name: ClassVar = r"(?!latest$)\w[\w.-]{,99}"
 
     def __post_init__(self) -> None:
@@ -110,6 +111,7 @@ class InferConfig(Config):
 
     script = "infer.py"
     unused = {*get_annotations(Config)} - FOR_TESTING
+    instead = "the run brings its own"
     run_name = ".+"
 
 

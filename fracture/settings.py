@@ -14,14 +14,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from fracture.cli import InputError, one_line
-from fracture.config import (
-    OPERATING_POINTS,
-    AnyConfig,
-    Config,
-    FinetuneConfig,
-    InferConfig,
-    run_folder,
-)
+from fracture.config import OPERATING_POINTS, AnyConfig, Config, FinetuneConfig, run_folder
 
 OPTIONAL = ("run", "init", "groups", "negative_class")  # settings that may have no value
 
@@ -89,9 +82,7 @@ def parse_settings(
         parsed = parser.parse_args(argv)
         flags = {word[2:].partition("=")[0] for word in argv or sys.argv[1:] if word[:2] == "--"}
         if ignored := sorted(flags & kind.unused):
-            is_run = issubclass(kind, InferConfig)
-            advice = "the run brings its own" if is_run else "--help lists what it uses"
-            raise ValueError(f"{kind.script} does not use {ignored[0]!r}; {advice}")
+            raise ValueError(f"{kind.script} does not use {ignored[0]!r}; {kind.instead}")
         if parsed.get("resume") and not parsed.config:
             file = run_folder(parsed.resume) / "config.yaml"
             if not file.is_file():

@@ -50,7 +50,7 @@ def validate(logits: torch.Tensor, labels: torch.Tensor, loss_function: Loss) ->
     Raises:
         InputError: the loss is not finite.
     """
-    from sklearn.metrics import roc_auc_score  # half a second, that infer.py is spared
+    from sklearn.metrics import roc_auc_score  # half a second that infer.py is spared
 
     loss = loss_function(logits, labels).item()
     if not math.isfinite(loss):

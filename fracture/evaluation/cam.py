@@ -152,7 +152,7 @@ def overlay(
 
     Inferno's lightness rises evenly, so the map reads alike with any colour vision.
     """
-    from matplotlib import colormaps  # half a second, that a table of predictions is spared
+    from matplotlib import colormaps  # half a second that a table of predictions is spared
 
     p = probabilities(heat, film.size, fit)[..., None]  # one scale for all films
     colour = colormaps["inferno"](p[..., 0])[..., :3] * 255

@@ -155,9 +155,8 @@ class DetectorClassifier(Classifier):
     def explain(self, network: Any, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The outputs, the heat that they hold, and whether the images are odd."""
         outputs, pooled = (part.cpu() for part in network.observe(images))
-        odd = torch.zeros(images.shape[0], dtype=torch.bool)  # an export keeps it open
-        if self.familiar:
-            odd = is_odd(pooled, self.familiar)
+        nothing = torch.zeros(images.shape[0], dtype=torch.bool)  # not len: an export keeps it open
+        odd = is_odd(pooled, self.familiar) if self.familiar else nothing
         return outputs, self.stored_heat(outputs), odd
 
 

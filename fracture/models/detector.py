@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -66,10 +67,8 @@ class Detector(nn.Module):
         transferable are features", NeurIPS 2014), and have the largest maps to go back through.
         """
         layers = [weight for weight in self.backbone.parameters() if weight.ndim > 1]
-        trained = layers[round(share * len(layers)) :]
-        for weight in self.backbone.parameters():
-            if trained and weight is trained[0]:
-                break
+        first = next(iter(layers[round(share * len(layers)) :]), None)  # of those that learn
+        for weight in takewhile(lambda weight: weight is not first, self.backbone.parameters()):
             weight.requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

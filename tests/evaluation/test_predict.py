@@ -105,9 +105,7 @@ def test_turned_and_16_bit_films_are_what_they_show(drawn: Path, capsys: Capture
     assert abs(first.astype(int) - last).max() <= 1
 
 
-def test_the_model_that_comes_along_judges_and_marks_a_film(
-    films: list[str], capsys: Capture
-) -> None:
+def test_the_bundled_model_judges_and_marks_a_film(films: list[str], capsys: Capture) -> None:
     infer.main(["--run", "pretrained", films[0], "--at", "sensitivity=0.95"])
     out = capsys.readouterr().out
     assert "run pretrained, epoch 10: efficientnet-lite0, imagenet weights" in out
