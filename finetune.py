@@ -55,12 +55,12 @@ from fracture.training import Loss, train_epoch, validate
 
 
 def build_loss(config: FinetuneConfig) -> Loss:
-    """The class loss plus the map's, from outputs and targets with one row an image."""
+    """Class loss plus map loss, of a `Detector`'s outputs and the targets of `image_batches`."""
 
     def loss_function(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         labels, cells = targets[:, 0].long(), targets[:, 1:]
         loss = cross_entropy(outputs[:, :2], labels, label_smoothing=config.label_smoothing)
-        weight = torch.where(cells == 1, config.cell_weight, 1.0) * ~cells.isnan()
+        weight = torch.where(cells == 1, config.cell_weight, 1.0) * ~cells.isnan()  # NaN: unknown
         map_loss = binary_cross_entropy_with_logits(outputs[:, 2:], cells.nan_to_num(), weight)
         return loss + config.box_weight * map_loss
 
@@ -70,8 +70,8 @@ def build_loss(config: FinetuneConfig) -> Loss:
 def build_optimizer(network: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:
     """AdamW; biases are not decayed."""
     decayed = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
-    groups: list[dict] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    biases = [p for p in network.parameters() if p.ndim <= 1]
+    groups: list[dict] = [{"params": decayed}, {"params": biases, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
@@ -101,17 +101,17 @@ def add_to_step(
     """
     pairs = [*zip(average.parameters(), network.parameters(), strict=True)]
 
-    def clip(*_: object) -> None:
+    def before_step(*_: object) -> None:
         clip_grad_norm_([weight for _, weight in pairs], config.clip)
 
     @torch.no_grad()
-    def follow(*_: object) -> None:
+    def after_step(*_: object) -> None:
         schedule.step()
-        for mean, weight in pairs:
-            mean.lerp_(weight, 1 - config.ema)
+        for averaged, weight in pairs:
+            averaged.lerp_(weight, 1 - config.ema)
 
-    optimizer.register_step_pre_hook(clip)
-    optimizer.register_step_post_hook(follow)
+    optimizer.register_step_pre_hook(before_step)
+    optimizer.register_step_post_hook(after_step)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -145,14 +145,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             torch.manual_seed(config.seed + epoch)
             batches = image_batches(films, network.map_shape, config, compute.device, epoch)
             train_loss = train_epoch(parallel, batches, loss_function, optimizer)
-            scores, seen = predict_scores(average, val.features)
+            scores, val_maps = predict_scores(average, val.features)
             join = fit_join(val.labels == positive, scores) if has_map else HEAD_ALONE
             logits = join_scores(scores, join, positive)
             metrics = {"epoch": epoch, "train_loss": train_loss}
-            metrics |= validate(logits, val.labels, cross_entropy)
+            metrics |= validate(logits, val.labels, cross_entropy)  # without the map's loss
             chosen = calibrate(logits, val.labels, positive) | {"join": join}
-            known = pooled_maps(average, train.features[::8])  # an eighth of them is enough
-            chosen["familiar"] = fit_familiar(known, seen)
+            train_maps = pooled_maps(average, train.features[::8])  # an eighth of them is enough
+            chosen["familiar"] = fit_familiar(train_maps, val_maps)
             run.save_epoch(metrics, average, optimizer, chosen, **others)
 
 

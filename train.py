@@ -13,6 +13,7 @@ epoch by validation accuracy.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -56,13 +57,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     folders = open_split(config, "train", "val")
     positive = folders[0].classes.index(config.positive_class)
     spec = configured_spec(config, compute.precision)
-    passed = (folders, spec, Path(config.cache_dir), compute)
+    features = partial(cached_features, folders, spec, Path(config.cache_dir), compute)
     if RANK > 0:  # torchrun's other processes only compute their share of the features
-        cached_features(*passed)
+        features()
         return
 
     with Run(config, options.resume, provenance(config, spec, folders[0])) as run:
-        train, val = cached_features(*passed)
+        train, val = features()
         # The head's steps are small: one core is fastest, and repeats a run bit for bit.
         torch.set_num_threads(1)
         torch.manual_seed(config.seed)

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 
 # On a shared machine, torch's threads would wait for each other in a busy loop and take the cores
 # from the very threads that they wait for. Read when torch is imported, which comes after this.
@@ -20,9 +21,14 @@ class InputError(Exception):
     """The user's input is wrong. The message is one line: what, where, and what to do about it."""
 
 
-def one_line(error: Exception) -> str:
-    """An error's text without line breaks, or its type if it has no text."""
-    return " ".join(str(error).split()) or type(error).__name__
+def one_line(error: Exception, most: int = 10_000) -> str:
+    """An error's text without line breaks, or its type if it has no text.
+
+    Args:
+        error: of any kind.
+        most: characters; what is longer is cut between two words.
+    """
+    return shorten(str(error), most) or type(error).__name__
 
 
 def escape_controls(name: object) -> str:

@@ -65,3 +65,5 @@ def test_a_bug_keeps_its_traceback_and_sigterm_lets_finally_run(bug: Exception) 
 def test_no_name_breaks_or_recolours_a_line_and_no_error_is_without_text() -> None:
     assert escape_controls("a\nb\x1b[31m\x9f\udcff ö") == r"a\nb\x1b[31m\x9f\udcff ö"
     assert (one_line(ValueError("two\n  lines")), one_line(OSError())) == ("two lines", "OSError")
+    assert one_line(ValueError("cut between words"), 17) == "cut between words"
+    assert one_line(ValueError("cut between words"), 16) == "cut [...]"

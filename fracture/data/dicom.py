@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fracture.cli import one_line
+
 MODALITIES = ("CR", "DX", "RG")  # the kinds of radiograph, PS3.3 sec. C.7.3.1.1.1
 LIMBS = (
     "HAND", "FINGER", "THUMB", "WRIST", "ARM", "RADIUS", "ULNA", "ELBOW", "HUMERUS", "SHOULDER",
@@ -39,7 +41,7 @@ def header(file: Path | bytes) -> Any:
         content = io.BytesIO(file) if isinstance(file, bytes) else file
         return dcmread(content, stop_before_pixels=True)
     except Exception as error:
-        raise ValueError(f"unusable DICOM: {shorten(str(error), 120)}") from error
+        raise ValueError(f"unusable DICOM: {one_line(error, 120)}") from error
 
 
 def patient_of(path: Path) -> str:

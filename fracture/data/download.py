@@ -72,7 +72,7 @@ def download(url: str, path: Path, known_hash: str | None, by_hand: str) -> None
             pooch.retrieve(url, known_hash, "download", stage, downloader=fetch)
             (stage / "download").rename(path)
     except (RequestException, ValueError) as error:  # ValueError: it has another hash
-        reason = one_line(error)[:150]
+        reason = one_line(error, 150)
         raise InputError(f"{url} could not be downloaded ({reason}): {by_hand}") from error
 
 

@@ -94,7 +94,8 @@ def make_splits(rows: Sequence[Row], config: Config) -> Splits:
     """
     classes = sorted({row.label for row in rows})
     if config.positive_class not in classes:
-        raise InputError(f"positive_class is {config.positive_class!r}; allowed: {classes}")
+        hint = "or pass another --data_root"
+        raise InputError(f"positive_class is {config.positive_class!r}; allowed: {classes}, {hint}")
     k = config.folds
     fractions = (Fraction(k - 2, k), Fraction(1, k), Fraction(1, k)) if k else config.fractions
     published = {row.split for row in rows} - {"", "excluded"}

@@ -170,7 +170,7 @@ class Backbone(nn.Module):
                     state = self.architecture.adapt(self.network, state)
                 self.network.load_state_dict(state)
             except Exception as error:  # timm's functions meet all kinds of files
-                reason = one_line(error)[:80]  # torch names each of hundreds of missing tensors
+                reason = one_line(error, 80)  # torch names each of hundreds of missing tensors
                 raise InputError(f"{path} has no weights of {spec.backbone}: {reason}") from error
         if self.architecture.optimize:
             self.architecture.optimize(self.network)

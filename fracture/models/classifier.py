@@ -208,6 +208,6 @@ def _load(module: AnyModule, weights: dict[str, Any]) -> AnyModule:
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        hint = f"undo the edit, or train again ({one_line(error)[:80]} ...)"
+        hint = f"undo the edit, or train again ({one_line(error, 120)})"
         raise InputError(f"fracture/models/ builds a different network; {hint}") from error
     return module.requires_grad_(False).eval()

@@ -32,7 +32,7 @@ def timm_architecture(name: str) -> Architecture:
             network = create(**size).eval()
             feature_maps(network, torch.zeros(1, 3, image_size, image_size))
         except Exception as error:  # each family of networks has its own
-            reason = one_line(error)[:100]
+            reason = one_line(error, 100)
             raise InputError(f"{name} has no maps of {image_size} pixels: {reason}") from error
         return network
 

@@ -122,7 +122,7 @@ def _timm_weights(name: str) -> tuple[Path, str]:
         cached = try_to_load_from_cache(*where)  # a second run needs no network
         return Path(cached if isinstance(cached, str) else hf_hub_download(*where)), config.tag
     except Exception as error:  # the hub's, and those of its HTTP library
-        reason = f"cannot be downloaded from the Hugging Face hub ({one_line(error)[:60]})"
+        reason = f"cannot be downloaded from the Hugging Face hub ({one_line(error, 60)})"
         hint = f"use none, or a file, as from {config.hf_hub_id or config.url}"
         raise InputError(f"weights: {name}'s own {reason}; {hint}") from error
 

@@ -143,7 +143,7 @@ class Run:
             for name, part in parts.items():
                 part.load_state_dict(self.state[name])
         except (KeyError, RuntimeError, ValueError) as error:
-            file, reason = self.folder / "last.pt", one_line(error)[:120]
+            file, reason = self.folder / "last.pt", one_line(error, 120)
             raise InputError(f"{file}: {reason}; undo the edit, or train anew") from error
 
     def epochs(self) -> Iterator[int]:

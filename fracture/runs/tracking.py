@@ -68,7 +68,7 @@ def tracking(
     try:
         run = wandb.init(**options, mode=mode, settings=quiet_settings())
     except wandb.Error as error:
-        print(f"wandb: {one_line(error)[:60]}; logging offline")
+        print(f"wandb: {one_line(error, 60)}; logging offline")
         run = wandb.init(**options, mode="offline", settings=quiet_settings())
     if run.offline:
         print(f"wandb: offline; to upload: wandb sync {folder}/wandb/offline-run-*")

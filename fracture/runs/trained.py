@@ -109,5 +109,5 @@ def start_from(name: str, network: Detector) -> None:
             raise ValueError(f"its backbone is {checkpoint['recipe']['backbone']}")
         part.load_state_dict(checkpoint["head"])
     except (RuntimeError, ValueError) as error:
-        reason = one_line(error)[:100]
+        reason = one_line(error, 120)
         raise InputError(f"--init: {folder} holds another network: {reason}") from error
