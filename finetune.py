@@ -9,8 +9,7 @@
 Beyond the published protocol, which is train.py. Films are decoded once and
 kept as pixels; the epochs change them at random, in batches on the device. An
 average of the weights is judged on validation and kept for infer.py.
-What differs from config.yaml is in recipes/finetune.yaml; docs/finetuning.md
-explains it.
+What differs from config.yaml is in recipes/finetune.yaml; see docs/finetuning.md.
 """
 
 import math
@@ -82,7 +81,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: FinetuneConfig, n: 
 
     def share(step: int) -> float:
         if step < rise:
-            return (step + 1) / rise
+            return min(1, (step + 1) / rise)
         return (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2
 
     return LambdaLR(optimizer, share)
@@ -125,11 +124,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     has_map = config.box_weight > 0
     network = Detector(spec, positive, config.dropout, has_map, config.mirror).to(compute.device)
     network.freeze_first(config.frozen)
+    origin = provenance(config, spec, folders[0])
     if config.init:
-        start_from(config.init, network)
+        start_from(config.init, network, origin)
     average = deepcopy(network)
 
-    with Run(config, options.resume, provenance(config, spec, folders[0])) as run:
+    with Run(config, options.resume, origin) as run:
         pixels = ImageSpec(config.image_size, config.fit)
         train, val = cached_images(folders, pixels, Path(config.cache_dir), compute)
         masks = fracture_masks(train.rows, folders[0].split_dir, config)

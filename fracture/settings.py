@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import get_type_hints
+from types import NoneType
+from typing import get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from fracture.cli import InputError, one_line
 from fracture.config import OPERATING_POINTS, AnyConfig, Config, FinetuneConfig, run_folder
-
-OPTIONAL = ("run", "init", "groups", "negative_class")  # settings that may have no value
 
 
 def settings_parser(
@@ -78,20 +77,22 @@ def parse_settings(
         InputError: a setting is unknown, set twice, of the wrong type or out of range, or a flag
             is one that the script would ignore.
     """
+    words = sys.argv[1:] if argv is None else argv
     try:
-        parsed = parser.parse_args(argv)
-        flags = {word[2:].partition("=")[0] for word in argv or sys.argv[1:] if word[:2] == "--"}
+        parsed = parser.parse_args(words)
+        flags = {word[2:].partition("=")[0] for word in words if word[:2] == "--"}
         if ignored := sorted(flags & kind.unused):
             raise ValueError(f"{kind.script} does not use {ignored[0]!r}; {kind.instead}")
         if parsed.get("resume") and not parsed.config:
             file = run_folder(parsed.resume) / "config.yaml"
             if not file.is_file():
                 raise ValueError(f"--resume: {file.parent} is not a run; omit it to start one")
-            parsed = parser.parse_args(["--config", str(file), *(argv or sys.argv[1:])])
+            parsed = parser.parse_args(["--config", str(file), *words])
         for file in parsed.config or []:
             refuse_duplicates(Path(file))
         values = {field.name: parsed[field.name] for field in fields(kind)}
-        empty = [name for name in values if values[name] is None and name not in OPTIONAL]
+        types = {name: get_args(kind) for name, kind in get_type_hints(kind).items()}
+        empty = [name for name in values if values[name] is None and NoneType not in types[name]]
         if empty:
             raise ValueError(f"{empty[0]} has no value")
         return kind(**values), parsed

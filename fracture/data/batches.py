@@ -61,7 +61,7 @@ def image_batches(
 
     Of several processes each takes its share of every batch. The shares are of one size, so that
     the average of their gradients is the gradient of the batch; to that end a batch may
-    lose its last images.
+    lose its last images, and a last batch smaller than the number of processes is left out.
 
     Args:
         films: (N, H, W) uint8 images, (N,) class indices, and (N, m, m) masks of fractures.
@@ -79,6 +79,8 @@ def image_batches(
     with tqdm(desc=title, total=len(labels), unit=" images", leave=False, disable=hidden) as bar:
         for index in torch.randperm(len(labels)).split(config.batch_size):
             index = index[: len(index) // WORLD_SIZE * WORLD_SIZE]
+            if not len(index):  # fewer images than processes
+                continue
             batch, mask = augment(images[index].to(device), masks[index].to(device), config)
             cells = adaptive_max_pool2d(mask, map_shape).flatten(1)
             cells = torch.where(cells > 1, torch.nan, (cells >= 0.5).float())

@@ -37,7 +37,7 @@ def read_boxes(data_root: Path) -> dict[str, FilmBoxes]:
     Raises:
         InputError: the file is there, but is not FracAtlas' own, or a box lies outside its film.
     """
-    file = Path(str(data_root).removesuffix(".zip"), FILE)  # in an older split's record
+    file = Path(str(data_root).removesuffix(".zip"), FILE)  # older splits name the .zip
     films: dict[str, FilmBoxes] = {}
     if not file.is_file():
         return films

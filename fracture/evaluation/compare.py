@@ -142,6 +142,7 @@ def pool_runs(names: list[str], out: str | None = None) -> None:
     points = {
         name: metrics.evaluate_decisions(truth, np.concatenate(parts), weights)
         for name, parts in decided.items()
+        if len(parts) == len(names)  # else not all folds were tested at it
     }
     print_points(points)
     print_localisation(localisation(films))

@@ -161,7 +161,7 @@ def calibrate(logits: torch.Tensor, labels: torch.Tensor, positive: int) -> dict
     odds, is_positive = log_odds(logits, positive).numpy(), (labels == positive).numpy()
     temperature = fit_temperature(is_positive, odds)
     p = expit(odds / temperature)
-    false_rate, true_rate, thresholds = roc_curve(is_positive, p)
+    false_rate, true_rate, thresholds = roc_curve(is_positive, p, drop_intermediate=False)
     rows = [thresholds, true_rate, 1 - false_rate]
     curve = [row[1:].tolist() for row in rows]  # the first threshold is infinite
     chosen = choose_thresholds(is_positive, p)

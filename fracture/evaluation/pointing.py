@@ -48,7 +48,8 @@ def explain_test(
         compute: where the network runs.
 
     Returns:
-        The pictures by heading, and each film's marks and heat as `localisation` takes them.
+        The pictures by heading, and each film's marks and heat as `localisation` takes them. A
+        fractured film whose boxes are not known is left out: its marks may be right.
 
     Raises:
         InputError: an image has changed since the split was made.
@@ -75,6 +76,8 @@ def explain_test(
     }
     found = []
     for i, row in enumerate(rows):
+        if is_positive[i] and i not in boxed:
+            continue
         film = {"image": row.image, "group": row.group}
         film |= count_marks(marks[i], boxed[i].on_square(fit) if i in boxed else [])
         if i in boxed:
@@ -185,11 +188,11 @@ def localisation(films: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     boxed = [film for film in films if film["boxes"]]
     if not boxed:
         return None
-    n, weights = len(boxed), metrics.group_bootstrap(np.arange(len(boxed)))
+    n, weights = len(boxed), metrics.group_bootstrap(np.array([film["group"] for film in boxed]))
     hits = {who: sum(film["hit"][who] for film in boxed) for who in boxed[0]["hit"]}
     game = {who: metrics.proportion(count, n) for who, count in hits.items()}
     energy = {
-        who: metrics.metric(weights @ np.array([film["energy"][who] for film in boxed]) / n, n)
+        who: metrics.metric(weights @ [film["energy"][who] for film in boxed] / weights.sum(1), n)
         for who in boxed[0]["energy"]
     }
     game["uniform"] = energy["uniform"]

@@ -150,6 +150,8 @@ def print_results(results: dict[str, Any]) -> None:
         print(f"{name:20}{', '.join(cells)}")
     print_points(results["operating_points"])
     print_localisation(results["localisation"])
+    if "caution" in results["provenance"]:
+        print(f"\ncaution: {results['provenance']['caution']}")
 
 
 def print_points(points: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ class FeatureSpec:
 
     def build(self, device: torch.device) -> nn.Module:
         """The network of the pass: (N, H, W) uint8 images to (N, width)."""
-        return Backbone(self).to(device)
+        return _build_once(self, device)
 
     def cache_key(self) -> dict[str, Any]:
         """The spec in plain values, without this machine's paths; equal for equal features."""
@@ -128,6 +129,11 @@ class FeatureSpec:
             "precision": self.precision.replace("bfloat16", "bfloat16, weights too"),
             "preprocessing": PREPROCESSING_VERSION,
         }
+
+
+@lru_cache(4)  # or every film of a page would wait for the weights
+def _build_once(spec: FeatureSpec, device: torch.device) -> nn.Module:
+    return Backbone(spec).to(device)
 
 
 def configured_spec(config: Config, precision: str) -> FeatureSpec:

@@ -90,15 +90,15 @@ class Detector(nn.Module):
     def judge(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The same for the images as they are."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
-            maps = self.backbone.pyramid(images)
-            logits = self.head(maps[-1].mean((2, 3)))
-            if self.map:
-                cells = self.map(maps)
-            else:
-                cell_logits = self.head(maps[-1].permute(0, 2, 3, 1).flatten(0, 2))
-                odds = cell_logits[:, self.positive] - cell_logits[:, 1 - self.positive]
-                cells = odds.unflatten(0, (images.shape[0], -1))  # an export keeps it open
-        return torch.cat([logits, cells.flatten(1)], 1).float(), maps[0].float().mean((2, 3))
+            maps = self.backbone.pyramid(images)  # float32; bfloat16 would round the scores, too
+        logits = self.head(maps[-1].mean((2, 3)))
+        if self.map:
+            cells = self.map(maps)
+        else:
+            cell_logits = self.head(maps[-1].permute(0, 2, 3, 1).flatten(0, 2))
+            odds = cell_logits[:, self.positive] - cell_logits[:, 1 - self.positive]
+            cells = odds.unflatten(0, (images.shape[0], -1))  # an export keeps it open
+        return torch.cat([logits, cells.flatten(1)], 1), maps[0].mean((2, 3))
 
 
 class FractureMap(nn.Module):

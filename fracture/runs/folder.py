@@ -94,7 +94,8 @@ class Run:
         self.provenance["settings"] = shareable(asdict(self.config))
         self.folder, self.is_new = new_folder(self.config), True
         for name in ("history.jsonl", "best.pt", "last.pt"):
-            shutil.copy2(finished / name, self.folder / name)
+            with atomic_write(self.folder / name) as new:
+                shutil.copy2(finished / name, new)
         print(f"{finished} is finished and stays as it is")
 
     def __enter__(self) -> "Run":
@@ -121,12 +122,12 @@ class Run:
             print(f"\nwhat is done is kept; to go on: {again}")
 
     def load_state(
-        self, head: nn.Module, optimizer: torch.optim.Optimizer, **others: checkpoint.Stateful
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, **others: checkpoint.Stateful
     ) -> None:
         """Put everything of a resumed run back as it was; no change in a new run.
 
         Args:
-            head: what best.pt is to hold.
+            model: what best.pt is to hold, as its `head`.
             optimizer: of any kind.
             others: whatever else an epoch changes, by name.
 
@@ -136,7 +137,7 @@ class Run:
         if self.state["epoch"] == 0:
             return
         saved, options = self.state["optimizer"], [g.keys() for g in optimizer.param_groups]
-        parts = {"head": head, "optimizer": optimizer, **others}
+        parts = {"head": model, "optimizer": optimizer, **others}
         try:
             if [group.keys() for group in saved["param_groups"]] != options:
                 raise ValueError("another optimizer has written it")
@@ -153,7 +154,7 @@ class Run:
     def save_epoch(
         self,
         metrics: dict[str, float],
-        head: nn.Module,
+        model: nn.Module,
         optimizer: torch.optim.Optimizer,
         calibration: dict[str, Any],
         **others: checkpoint.Stateful,
@@ -162,7 +163,7 @@ class Run:
 
         Args:
             metrics: epoch, train_loss, and those of `validate`.
-            head: as trained.
+            model: as trained: the head, or the whole network.
             optimizer: its state is saved as it is.
             calibration: temperature and thresholds, chosen on validation.
             others: as for `load_state`.
@@ -173,7 +174,7 @@ class Run:
         is_best = len(keys) == 1 or keys[0] > keys[1]
         self.best = metrics if is_best else self.best
         self.history.append({**metrics, "best": is_best})
-        content = {"epoch": metrics["epoch"], "head": head.state_dict(), "best": self.best}
+        content = {"epoch": metrics["epoch"], "head": model.state_dict(), "best": self.best}
         content |= self.provenance
         if is_best:
             checkpoint.save_checkpoint(self.folder / "best.pt", content | calibration)

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from fracture.cli import InputError, one_line
-from fracture.config import Config
+from fracture.config import Config, FinetuneConfig
 from fracture.data.manifest import FILE_NAME, read_manifest
+from fracture.distributed import RANK
 from fracture.models.classifier import Classifier, load_classifier
 from fracture.models.detector import Detector
 from fracture.runs.checkpoint import load_best
 from fracture.runs.find import find_run
 from fracture.settings import read_config
 
+OTHER_SPLIT = (
+    "the first weights come from a run on another split, whose training films may be tested"
+)
 PACKAGES = ("torch", "efficientnet-pytorch", "pillow", "numpy", "scikit-learn")
 
 
@@ -60,6 +64,7 @@ class TrainedRun:
     def metadata(self) -> dict[str, Any]:
         """What the results belong to and depend on: names, hashes and versions."""
         recipe, split = self.checkpoint["recipe"], self.checkpoint["manifest_sha256"]
+        is_clean = self.checkpoint.get("init_split", split) == split
         return {
             "run": self.folder.name,
             "backbone": recipe["backbone"],
@@ -72,6 +77,7 @@ class TrainedRun:
                 "backbone's weights": recipe["weights"],
                 "preprocessing": f"version {recipe['preprocessing']}",
                 "versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
+                **({} if is_clean else {"caution": OTHER_SPLIT}),
             },
         }
 
@@ -95,19 +101,29 @@ def load_trained(config: Config, precision: str) -> TrainedRun:
     return TrainedRun(folder, checkpoint, settings, classifier)
 
 
-def start_from(name: str, network: Detector) -> None:
+def start_from(name: str, network: Detector, origin: dict[str, Any]) -> None:
     """Give a network the weights of a run: all of them, or the head's if it trained no others.
+
+    Args:
+        name: of the run.
+        network: of the new run.
+        origin: the new run's provenance, to which the split of the old one is added.
 
     Raises:
         InputError: there is no such run, or its network is another.
     """
     folder = find_run(name)
     checkpoint = load_best(folder)
-    part = network if checkpoint.get("script") == "finetune.py" else network.head
+    part = network if checkpoint.get("script") == FinetuneConfig.script else network.head
     try:
-        if checkpoint["recipe"]["backbone"] != network.spec.backbone:
-            raise ValueError(f"its backbone is {checkpoint['recipe']['backbone']}")
+        then, now = checkpoint["recipe"], network.spec.cache_key()
+        for key in ("backbone", "normalisation"):
+            if then[key] != now[key]:
+                raise ValueError(f"its {key} is {then[key]}")
         part.load_state_dict(checkpoint["head"])
     except (RuntimeError, ValueError) as error:
         reason = one_line(error, 120)
         raise InputError(f"--init: {folder} holds another network: {reason}") from error
+    origin["init_split"] = checkpoint.get("init_split", checkpoint["manifest_sha256"])
+    if origin["init_split"] != origin["manifest_sha256"] and RANK == 0:
+        print(f"caution: {OTHER_SPLIT}")

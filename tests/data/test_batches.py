@@ -8,6 +8,7 @@ from torch.nn.functional import avg_pool2d
 
 import finetune
 from fracture.config import FinetuneConfig
+from fracture.data import batches
 from fracture.data.batches import augment, image_batches
 from fracture.data.boxes import UNKNOWN
 
@@ -58,14 +59,24 @@ def test_grey_levels_change_within_their_limits(still: FinetuneConfig) -> None:
     )
 
 
+def test_a_last_batch_smaller_than_the_number_of_processes_is_left_out(
+    still: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "WORLD_SIZE", 4)
+    images, masks = blocks(10)
+    films = images, torch.arange(10) % 2, masks
+    shares = image_batches(films, (4, 4), replace(still, batch_size=4), CPU, 1)
+    assert [len(share) for share, _ in shares] == [1, 1]
+
+
 def test_batches_hold_each_image_once_with_its_label_and_its_cells(still: FinetuneConfig) -> None:
     images, masks = blocks(10)
     images[:] = torch.arange(10)[:, None, None]
     masks[3] = UNKNOWN
     films = images, torch.arange(10) % 2, masks
-    batches = [*image_batches(films, (4, 4), replace(still, batch_size=4), CPU, 1)]
-    assert [len(batch) for batch, _ in batches] == [4, 4, 2]
-    grey, targets = (torch.cat(part) for part in zip(*batches, strict=True))
+    found = [*image_batches(films, (4, 4), replace(still, batch_size=4), CPU, 1)]
+    assert [len(batch) for batch, _ in found] == [4, 4, 2]
+    grey, targets = (torch.cat(part) for part in zip(*found, strict=True))
     order = grey[:, 20, 20].round().int().tolist()
     assert sorted(order) == [*range(10)]
     assert targets[:, 0].tolist() == [i % 2 for i in order]

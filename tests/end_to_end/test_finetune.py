@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 import finetune
 import infer
 from fracture.data import boxes
+from fracture.data.manifest import source_of
 from fracture.models.backbone import configured_spec
 from fracture.models.detector import Detector
 from fracture.runs.checkpoint import load_checkpoint
@@ -118,13 +121,19 @@ def test_the_frozen_share_of_the_layers_keeps_its_weights_and_the_others_learn()
 
 
 @pytest.mark.usefixtures("place")
-def test_init_starts_from_all_weights_of_a_run_or_from_its_head() -> None:
+def test_init_starts_from_all_weights_of_a_run_or_from_its_head(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     config, _ = finetune.arguments([*SMALL])
     spec = load_trained(config, "float32").classifier.spec
     network = Detector(spec, 0, 0.5, True, True)
-    start_from("tuned", network)
+    origin = {"manifest_sha256": "another"}
+    start_from("tuned", network, origin)
     assert all(torch.equal(v, weights_of("tuned")[k]) for k, v in network.state_dict().items())
-    start_from("first", network)
+    assert capsys.readouterr().out.endswith(
+        "a run on another split, whose training films may be tested\n"
+    )
+    start_from("first", network, origin)
     assert torch.equal(
         network.head.get_parameter("linear.weight"), weights_of("first")["linear.weight"]
     )
@@ -132,6 +141,43 @@ def test_init_starts_from_all_weights_of_a_run_or_from_its_head() -> None:
         finetune.main, *SMALL, "--init", "first", "--backbone=efficientnet-b0", "--weights=none"
     )
     assert line == "--init: runs/first holds another network: its backbone is efficientnet-lite0"
+
+
+@pytest.mark.usefixtures("place")
+def test_a_run_that_started_from_another_split_says_so_when_tested() -> None:
+    run = load_trained(infer.arguments(["--run", "tuned"])[0], "float32")
+    assert "caution" not in run.metadata()["provenance"]
+    mixed = replace(run, checkpoint=run.checkpoint | {"init_split": "another"})
+    assert "may be tested" in mixed.metadata()["provenance"]["caution"]
+
+
+def test_marks_on_a_fractured_film_without_boxes_are_not_false(place: Path) -> None:
+    file = source_of(place / "data/split") / boxes.FILE
+    before, films = file.read_text(), Path("runs/tuned/test/films.json")
+    first, *others = [film for film in json.loads(films.read_text()) if film["boxes"]]
+    coco = json.loads(before)
+    name = Path(first["image"]).name
+    (image,) = (image["id"] for image in coco["images"] if image["file_name"] == name)
+    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] != image]
+    file.write_text(json.dumps(coco))
+    infer.main(["--run", "tuned"])
+    found = json.loads(films.read_text())
+    assert [film for film in found if film["boxes"]] == others
+    assert first["image"] not in {film["image"] for film in found}
+    file.write_text(before)
+
+
+@pytest.mark.parametrize("films", [20, 3147])
+def test_the_learning_rate_rises_to_lr_and_falls_to_0(films: int) -> None:
+    config, _ = finetune.arguments(["--epochs=3"])
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], config.lr)
+    schedule, rates = finetune.build_schedule(optimizer, config, films), []
+    for _ in range(3 * math.ceil(films / config.batch_size)):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert max(rates) == pytest.approx(config.lr, rel=0.01)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
 
 
 @pytest.mark.usefixtures("place")

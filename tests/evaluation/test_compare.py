@@ -32,6 +32,7 @@ def save_tested(name: str, log_odds: np.ndarray, first: int = 0, last: int = 300
     digest = write_predictions(test / "predictions.csv", JUDGE, images)
     results: dict = {"run": name, "positive_class": "Fractured", "manifest_sha256": "one"}
     points = {"protocol": {"threshold": 0.5}, "youden": {"threshold": (first + 50) / 500}}
+    points |= {"0.4": {"threshold": 0.4}} if first == 100 else {}
     results |= {"predictions_sha256": digest, "operating_points": points}
     results |= {"accuracy": None, "roc_auc": None}
     hit, energy = {"map": first == 0}, {"map": 0.3, "uniform": 0.1}
@@ -93,6 +94,7 @@ def test_pooled_folds_are_one_test_set_and_no_image_counts_twice(capsys: Capture
     found = metrics.evaluate_decisions(TRUTH, chosen, WEIGHTS)
     point = [as_text(found[name]) for name in ("sensitivity", "specificity")]
     assert re.search(rf"\nyouden +{re.escape(point[0])} +{re.escape(point[1])}\n", out)
+    assert "\n0.4 " not in out  # only one fold was tested at it
     assert re.search(r"\nmap +0.333 \(", out)
     assert re.search(r"\n 0.5 false marks a film: 1.000 .* of 3 boxes found\n", out)
     assert "they are not folds of one" in run_expecting_error(infer.main, "--pool", *folds, "a")

@@ -105,6 +105,7 @@ def test_calibration_undoes_overconfidence_in_order(temperature: float, positive
     assert found["temperature"] == pytest.approx(temperature, rel=0.05)
     p = expit(log_odds / found["temperature"])
     assert found["thresholds"] == choose_thresholds(truth, p)
+    assert (found["curve"][0] == np.sort(p)[::-1]).all()  # every threshold, for any target
     assert (np.argsort(p) == np.argsort(log_odds)).all()
 
 

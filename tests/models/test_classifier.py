@@ -67,7 +67,9 @@ def test_an_operating_point_is_a_threshold_or_a_target_on_validation(
 ) -> None:
     p = np.array([0.9, 0.7, 0.6, 0.5, 0.4, 0.2, 0.1])
     truth = np.array([True, True, False, True, False, True, False])
-    found = metrics.calibrate(torch.tensor([logit(p), p * 0]).T, torch.tensor(1 - truth), 0)
+    found = metrics.calibrate(
+        torch.tensor(np.array([logit(p), p * 0])).T, torch.tensor(1 - truth), 0
+    )
     curve = [expit(logit(found["curve"][0]) * found["temperature"]).tolist(), *found["curve"][1:]]
     classifier = load_classifier(checkpoint | {"curve": curve}, "own.pth", "float32")
     classifier.add_point(name)
