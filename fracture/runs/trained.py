@@ -15,9 +15,7 @@ from fracture.runs.checkpoint import load_best
 from fracture.runs.find import find_run
 from fracture.settings import read_config
 
-OTHER_SPLIT = (
-    "the first weights come from a run on another split, whose training films may be tested"
-)
+OTHER_SPLIT = "it started from a run on another split, which may have trained on these test films"
 PACKAGES = ("torch", "efficientnet-pytorch", "pillow", "numpy", "scikit-learn")
 
 
