@@ -6,9 +6,9 @@
     python finetune.py --resume NAME      # go on with an interrupted run
     torchrun --nproc_per_node 4 finetune.py
 
-Beyond the published protocol, which is train.py. Films are decoded once and
-kept as pixels; the epochs change them at random, in batches on the device. An
-average of the weights is judged on validation and kept for infer.py.
+This goes beyond the published protocol, which train.py follows. Films are
+decoded once and kept as pixels; each epoch augments them at random, in batches
+on the device. An average of the weights is validated and kept for infer.py.
 What differs from config.yaml is in recipes/finetune.yaml; see docs/finetuning.md.
 """
 
@@ -67,10 +67,10 @@ def build_loss(config: FinetuneConfig) -> Loss:
 
 
 def build_optimizer(network: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:
-    """AdamW; biases are not decayed."""
+    """AdamW; biases and norms are not decayed. Frozen weights have no gradient and stay."""
     decayed = [p for p in network.parameters() if p.ndim > 1]
-    biases = [p for p in network.parameters() if p.ndim <= 1]
-    groups: list[dict] = [{"params": decayed}, {"params": biases, "weight_decay": 0.0}]
+    vectors = [p for p in network.parameters() if p.ndim <= 1]
+    groups: list[dict] = [{"params": decayed}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
@@ -96,7 +96,7 @@ def add_to_step(
 ) -> None:
     """Clip before each step; move the learning rate and the averaged weights after it.
 
-    As hooks of the optimizer, so that the epoch itself is the one of train.py.
+    These are hooks of the optimizer, so that both scripts share `train_epoch`.
     """
     pairs = [*zip(average.parameters(), network.parameters(), strict=True)]
 
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             join = fit_join(val.labels == positive, scores) if has_map else HEAD_ALONE
             logits = join_scores(scores, join, positive)
             metrics = {"epoch": epoch, "train_loss": train_loss}
-            metrics |= validate(logits, val.labels, cross_entropy)  # without the map's loss
+            metrics |= validate(logits, val.labels, cross_entropy)  # always without the map
             chosen = calibrate(logits, val.labels, positive) | {"join": join}
             train_maps = pooled_maps(average, train.features[::8])  # an eighth of them is enough
             chosen["familiar"] = fit_familiar(train_maps, val_maps)

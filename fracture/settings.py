@@ -91,8 +91,8 @@ def parse_settings(
         for file in parsed.config or []:
             refuse_duplicates(Path(file))
         values = {field.name: parsed[field.name] for field in fields(kind)}
-        types = {name: get_args(kind) for name, kind in get_type_hints(kind).items()}
-        empty = [name for name in values if values[name] is None and NoneType not in types[name]]
+        types = get_type_hints(kind)
+        empty = [n for n in values if values[n] is None and NoneType not in get_args(types[n])]
         if empty:
             raise ValueError(f"{empty[0]} has no value")
         return kind(**values), parsed

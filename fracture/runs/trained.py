@@ -15,7 +15,7 @@ from fracture.runs.checkpoint import load_best
 from fracture.runs.find import find_run
 from fracture.settings import read_config
 
-OTHER_SPLIT = "it started from a run on another split, which may have trained on these test films"
+OTHER_SPLIT = "the run starts from one on another split, which may have trained on its test films"
 PACKAGES = ("torch", "efficientnet-pytorch", "pillow", "numpy", "scikit-learn")
 
 
@@ -62,7 +62,6 @@ class TrainedRun:
     def metadata(self) -> dict[str, Any]:
         """What the results belong to and depend on: names, hashes and versions."""
         recipe, split = self.checkpoint["recipe"], self.checkpoint["manifest_sha256"]
-        is_clean = self.checkpoint.get("init_split", split) == split
         return {
             "run": self.folder.name,
             "backbone": recipe["backbone"],
@@ -75,7 +74,7 @@ class TrainedRun:
                 "backbone's weights": recipe["weights"],
                 "preprocessing": f"version {recipe['preprocessing']}",
                 "versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
-                **({} if is_clean else {"caution": OTHER_SPLIT}),
+                **({"caution": OTHER_SPLIT} if saw_another_split(self.checkpoint) else {}),
             },
         }
 
@@ -105,7 +104,7 @@ def start_from(name: str, network: Detector, origin: dict[str, Any]) -> None:
     Args:
         name: of the run.
         network: of the new run.
-        origin: the new run's provenance, to which the split of the old one is added.
+        origin: the new run's provenance, to which the splits of those before it are added.
 
     Raises:
         InputError: there is no such run, or its network is another.
@@ -122,6 +121,12 @@ def start_from(name: str, network: Detector, origin: dict[str, Any]) -> None:
     except (RuntimeError, ValueError) as error:
         reason = one_line(error, 120)
         raise InputError(f"--init: {folder} holds another network: {reason}") from error
-    origin["init_split"] = checkpoint.get("init_split", checkpoint["manifest_sha256"])
-    if origin["init_split"] != origin["manifest_sha256"] and RANK == 0:
+    before = checkpoint.get("earlier_splits", [])
+    origin["earlier_splits"] = [*before, checkpoint["manifest_sha256"]]
+    if saw_another_split(origin) and RANK == 0:
         print(f"caution: {OTHER_SPLIT}")
+
+
+def saw_another_split(checkpoint: dict[str, Any]) -> bool:
+    """Did any of the runs that the weights went through train on another split?"""
+    return not {*checkpoint.get("earlier_splits", [])} <= {checkpoint["manifest_sha256"]}

@@ -130,7 +130,7 @@ def test_init_starts_from_all_weights_of_a_run_or_from_its_head(
     origin = {"manifest_sha256": "another"}
     start_from("tuned", network, origin)
     assert all(torch.equal(v, weights_of("tuned")[k]) for k, v in network.state_dict().items())
-    assert capsys.readouterr().out.endswith("on these test films\n")
+    assert capsys.readouterr().out.endswith("trained on its test films\n")
     start_from("first", network, origin)
     assert torch.equal(
         network.head.get_parameter("linear.weight"), weights_of("first")["linear.weight"]
@@ -145,8 +145,10 @@ def test_init_starts_from_all_weights_of_a_run_or_from_its_head(
 def test_a_run_that_started_from_another_split_says_so_when_tested() -> None:
     run = load_trained(infer.arguments(["--run", "tuned"])[0], "float32")
     assert "caution" not in run.metadata()["provenance"]
-    mixed = replace(run, checkpoint=run.checkpoint | {"init_split": "another"})
-    assert "test films" in mixed.metadata()["provenance"]["caution"]
+    own = run.checkpoint["manifest_sha256"]
+    for splits, cautioned in (([own], False), (["another"], True), (["another", own], True)):
+        mixed = replace(run, checkpoint=run.checkpoint | {"earlier_splits": splits})
+        assert ("caution" in mixed.metadata()["provenance"]) == cautioned, splits
 
 
 def test_marks_on_a_fractured_film_without_boxes_are_not_false(place: Path) -> None:
